@@ -1,0 +1,42 @@
+# `make demo` runs the main job, `make test` passes the tests; both install what they need into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check bench docs oracle gpu clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/installed            ## train a small model and SAEs, index five datasets, compare them
+	$(BIN)/scopebase demo
+
+test: .venv/installed            ## the whole suite, on both cores
+	$(BIN)/pytest -n 2
+
+check: .venv/installed           ## format, lint, types, import contracts, docs, then the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.documents --check
+	$(MAKE) test
+
+docs: .venv/installed            ## write the generated references anew
+	$(BIN)/python -m tests.documents
+
+bench: .venv/installed           ## measure; results go to bench-results/ (see docs/benchmarks.md)
+	$(BIN)/python -m tests.speed
+
+oracle: .venv/installed          ## compare the numerics with SAELens
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,oracle]'
+	$(BIN)/pytest tests/indexer/test_against_sae_lens.py
+
+gpu: .venv/installed             ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+clean:
+	rm -rf .venv scopebase-demo bench-results

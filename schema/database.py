@@ -1,0 +1,164 @@
+"""The SQL database of a home: engines for both dialects, and the migrations that make and check it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import NullPool
+
+from schema.errors import HomeError, InputError, WorkFailed
+
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+BUSY_SECONDS = 60
+
+
+def make_engine(url: str, *, read_only: bool = False) -> Engine:
+    """An engine with what each dialect needs to be durable and shared by several processes.
+
+    SQLite: write-ahead log (readers and one writer at a time), a full fsync at each commit, foreign keys on, and transactions that
+    take the write lock at once, so that a read followed by a write never fails half way.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        try:
+            return create_engine(url, pool_pre_ping=True)
+        except (ModuleNotFoundError, NoSuchModuleError) as error:
+            raise InputError(
+                f"no driver for {parsed.drivername!r} ({error}); pip install 'scopebase[postgres]'"
+            ) from None
+    if read_only:
+        file = Path(parsed.database or "").absolute()
+        return create_engine(
+            "sqlite://",
+            creator=lambda: sqlite3.connect(_frozen(file), uri=True, check_same_thread=False),
+            poolclass=NullPool,
+        )
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    event.listen(engine, "connect", _tune_sqlite)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(_begin(connection)))
+    return engine
+
+
+def _frozen(file: Path) -> str:
+    """A database on a read-only disk: no lock and no journal can be made beside it."""
+    return f"{file.as_uri()}?mode=ro&immutable=1"
+
+
+def _begin(connection: Any) -> str:
+    return "BEGIN" if connection.get_execution_options().get("reads") else "BEGIN IMMEDIATE"
+
+
+def _tune_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+class Database:
+    """Sessions over one engine. Reads and writes are separate because SQLite takes its lock by intent."""
+
+    def __init__(self, url: str, *, read_only: bool = False) -> None:
+        self.url = url
+        self.engine = make_engine(url, read_only=read_only)
+        self._write = sessionmaker(self.engine, expire_on_commit=False)
+        self._read = sessionmaker(self.engine.execution_options(reads=True), expire_on_commit=False)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that sees one consistent state and changes nothing."""
+        with _in_words(self.url), self._read() as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back on any error."""
+        with _in_words(self.url), self._write.begin() as session:
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+@contextmanager
+def _in_words(url: str) -> Iterator[None]:
+    """Driver errors that a person can mend, as one sentence."""
+    try:
+        yield
+    except OperationalError as error:
+        name = make_url(url).render_as_string(hide_password=True)
+        text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+        raise WorkFailed(f"the database {name} failed: {text}; mend that and run the same command again") from error
+    except DBAPIError as error:
+        if "not a database" in str(error.orig) or "malformed" in str(error.orig):
+            raise HomeError(
+                f"{make_url(url).database} is no SQLite database, or a damaged one; restore it from a backup"
+            ) from error
+        raise
+
+
+def migration_config(url: str) -> Config:
+    """Alembic's configuration without an ini file."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    return config
+
+
+def newest_revision() -> str:
+    return ScriptDirectory.from_config(migration_config("sqlite://")).get_current_head() or ""
+
+
+def current_revision(database: Database) -> str | None:
+    """The schema revision that the database is at; None for an empty one."""
+    with _in_words(database.url), database.engine.execution_options(reads=True).connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def check_revision(database: Database) -> str:
+    """`empty`, `current` or `older`.
+
+    Raises:
+        HomeError: a newer Scopebase made it.
+    """
+    revision = current_revision(database)
+    if revision is None:
+        return "empty"
+    script = ScriptDirectory.from_config(migration_config(database.url))
+    try:
+        known = script.get_revision(revision)
+    except CommandError:
+        known = None
+    if known is None:
+        raise HomeError(
+            f"this home was made by a newer Scopebase (schema {revision}, this one knows up to {newest_revision()}); "
+            "upgrade with: pip install -U scopebase"
+        )
+    return "current" if revision == newest_revision() else "older"
+
+
+def upgrade(database: Database, revision: str = "head") -> None:
+    """Brings the database to a revision, in one transaction."""
+    config = migration_config(database.url)
+    with _in_words(database.url), database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def downgrade(database: Database, revision: str) -> None:
+    config = migration_config(database.url)
+    with _in_words(database.url), database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)

@@ -1,0 +1,64 @@
+"""What can go wrong, as one tree. Each message is a sentence for the person who meets it: what, where, and the mend.
+
+ScopebaseError
+├── InputError            the call or its input is wrong          exit 2, HTTP 422
+│   ├── NotFound          a name that nothing bears               exit 2, HTTP 404
+│   ├── Conflict          right in itself, wrong beside the rest  exit 2, HTTP 409
+│   └── HomeError         a home that cannot be opened            exit 2, HTTP 503
+└── WorkFailed            the work began and could not go on      exit 1, HTTP 503
+    └── LeaseLost         another worker took this shard over     (never reaches a user)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ScopebaseError(Exception):
+    """Anything that Scopebase itself refuses or gives up on."""
+
+    exit_status = 1
+    http_status = 500
+
+
+class InputError(ScopebaseError):
+    """The call or what it was given is wrong; nothing was changed."""
+
+    exit_status = 2
+    http_status = 422
+
+
+class NotFound(InputError):
+    """No such model, SAE, dataset, run or feature."""
+
+    http_status = 404
+
+
+class Conflict(InputError):
+    """It exists, but what is asked does not fit it."""
+
+    http_status = 409
+
+
+class HomeError(InputError):
+    """The database or the activation store cannot be opened."""
+
+    http_status = 503
+
+
+class WorkFailed(ScopebaseError):
+    """The work began and could not go on; the same command continues it."""
+
+    http_status = 503
+
+
+class LeaseLost(WorkFailed):
+    """The lease of a shard lapsed and another worker holds it now."""
+
+
+def not_found(kind: str, name: str, known: Iterable[str], lister: str) -> NotFound:
+    """The error for an unknown name, with the nearest names that exist."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return NotFound(f"no {kind} named {name!r}{hint} ('{lister}' lists what is there)")

@@ -1,0 +1,140 @@
+"""Finding by name what a question is about. Only finished runs exist here; `as_of` hides the later ones. Functions on a Session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from schema.errors import Conflict, InputError, NotFound, not_found
+from schema.names import parse_dataset
+from schema.recipe import Recipe
+from schema.tables import Dataset, Run, RunSae, Sae, Segment
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset as a question sees it: the pair that holds its counts."""
+
+    pair: int
+    run: int
+    name: str
+    version: int
+    dataset_id: int
+    n_samples: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An SAE and the datasets that a question compares, under one recipe."""
+
+    sae: Sae
+    sources: list[Source]
+    snapshot: int
+    mask: str
+
+
+def newest_snapshot(session: Session) -> int:
+    """The number of the run that finished last; 0 before the first."""
+    return session.scalar(select(func.max(Run.finished))) or 0
+
+
+def find_sae(session: Session, name: str | None) -> Sae:
+    """The SAE of this id; without one, the only SAE of the home.
+
+    Raises:
+        NotFound: there is none of that name.
+        InputError: several, and none was named.
+    """
+    names = list(session.scalars(select(Sae.name).order_by(Sae.name)))
+    if name is None:
+        if len(names) == 1:
+            return session.scalars(select(Sae)).one()
+        raise InputError(
+            f"name an SAE with --sae: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+            if names
+            else "there is no SAE yet"
+        )
+    sae = session.scalars(select(Sae).where(Sae.name == name)).one_or_none()
+    if sae is None:
+        raise not_found("SAE", name, names, "scopebase saes")
+    return sae
+
+
+def find_sources(session: Session, sae_name: str | None, datasets: Sequence[str], as_of: int | None = None) -> Subject:
+    """What a question over these datasets reads.
+
+    Where a dataset has several finished runs with the SAE, the recipe that all of them share is taken, the newest if there are several.
+
+    Raises:
+        NotFound: an unknown SAE or dataset, or one that was not indexed with that SAE.
+        Conflict: no recipe is common to all.
+    """
+    sae = find_sae(session, sae_name)
+    newest = newest_snapshot(session)
+    if as_of is not None and not 0 < as_of <= newest:
+        raise InputError(
+            f"as_of={as_of}: snapshots so far are 1 to {newest}" if newest else f"as_of={as_of}: nothing is indexed yet"
+        )
+    snapshot = as_of or newest
+    found = [_runs_of(session, sae, text, snapshot) for text in datasets]
+    shared = set.intersection(*({source.recipe.comparable for source in each} for each in found))
+    if not shared:
+        raise Conflict(_unlike([each[-1] for each in found]))
+    recipe = next(source.recipe.comparable for source in reversed(found[0]) if source.recipe.comparable in shared)
+    chosen = [next(s for s in reversed(each) if s.recipe.comparable == recipe) for each in found]
+    return Subject(sae, chosen, snapshot, recipe[0])
+
+
+def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Source]:
+    """The finished runs of a dataset with an SAE, oldest first."""
+    name, version = parse_dataset(text)
+    where = [Dataset.name == name, RunSae.sae_id == sae.id, Run.finished <= snapshot]
+    if version is not None:
+        where.append(Dataset.version == version)
+    rows = session.execute(
+        select(RunSae.id, Run, Dataset)
+        .join(Run, RunSae.run_id == Run.id)
+        .join(Dataset)
+        .where(*where)
+        .order_by(Run.finished)
+    )
+    sources = [
+        Source(pair, run.id, dataset.name, dataset.version, dataset.id, dataset.n_samples, Recipe(**run.recipe))
+        for pair, run, dataset in rows
+    ]
+    if not sources:
+        raise _nothing(session, sae, name, version)
+    return sources
+
+
+def _nothing(session: Session, sae: Sae, name: str, version: int | None) -> NotFound:
+    """Why a dataset has no counts for an SAE."""
+    names = list(session.scalars(select(Dataset.name).distinct()))
+    if name not in names:
+        return not_found("dataset", name, names, "scopebase datasets")
+    shown = name if version is None else f"{name}@{version}"
+    unfinished = select(func.count()).select_from(Run).join(Dataset).join(RunSae, RunSae.run_id == Run.id)
+    if session.scalar(unfinished.where(Dataset.name == name, RunSae.sae_id == sae.id, Run.finished.is_(None))):
+        return NotFound(
+            f"dataset {shown!r} is not indexed to the end with {sae.name}; run its 'scopebase index' command again"
+        )
+    return NotFound(f"dataset {shown!r} was not indexed with {sae.name} ('scopebase runs' lists what was)")
+
+
+def _unlike(sources: Sequence[Source]) -> str:
+    """The sentence that names what keeps runs from being compared."""
+    for field in ("mask", "max_tokens", "dtype", "tokenizer_sha256"):
+        values = {getattr(source.recipe, field): source.name for source in sources}
+        if len(values) > 1:
+            parts = " and ".join(f"{name} with {field}={str(value)[:12]}" for value, name in values.items())
+            return f"these runs cannot be compared: {parts}; index one of them again like the other"
+    return "these runs cannot be compared: their recipes share nothing; index them alike"
+
+
+def segments_of(session: Session, pair: int) -> list[Segment]:
+    """The segments of a pair's postings, by sample."""
+    return list(session.scalars(select(Segment).where(Segment.run_sae_id == pair).order_by(Segment.first)))

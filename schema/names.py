@@ -1,0 +1,77 @@
+"""Names: slugs of models, sets of SAEs, and the ids that users write.
+
+SAE = `<model>/<layer>-<set>`, feature = `<sae>/<index>`, dataset = `<name>` or `<name>@<version>`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from schema.errors import InputError
+
+_SET = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_QWEN_SCOPE = re.compile(r"SAE-Res-.+-W(?P<width>\w+)-L0_(?P<k>\d+)(?P<rest>.*)", re.IGNORECASE)
+
+
+class SaeName(NamedTuple):
+    """The three parts of an SAE's id."""
+
+    model: str
+    layer: int
+    set_name: str
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.layer}-{self.set_name}"
+
+
+def model_slug(source: str) -> str:
+    """`Qwen/Qwen3-1.7B-Base` or a directory's path as `qwen3-1.7b-base`."""
+    base = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    slug = re.sub(r"[^a-z0-9.]+", "-", base.lower()).strip("-.")
+    if not slug:
+        raise InputError(f"no name can be made of model {source!r}; give one with --model-name")
+    return slug
+
+
+def set_from_release(release: str) -> str:
+    """`SAE-Res-Qwen3-1.7B-Base-W32K-L0_50` as `qwenscope-res-32k-l50`; any other name as its slug."""
+    base = release.rstrip("/").rsplit("/", 1)[-1]
+    match = _QWEN_SCOPE.fullmatch(base)
+    name = f"qwenscope-res-{match['width']}-l{match['k']}{match['rest']}" if match else base
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "sae"
+
+
+def check_set(name: str) -> str:
+    """The name of a set of SAEs, if it is one."""
+    if not _SET.fullmatch(name):
+        raise InputError(
+            f"--set {name!r}: lower-case letters, digits and single hyphens only, like 'qwenscope-res-32k-l50'"
+        )
+    return name
+
+
+def check_dataset(name: str) -> str:
+    """The name of a dataset, if it is one."""
+    if not _DATASET.fullmatch(name):
+        raise InputError(
+            f"dataset name {name!r}: letters, digits, '.', '_' and '-' only, 64 at most, beginning with a letter or digit"
+        )
+    return name
+
+
+def parse_sae(text: str) -> SaeName:
+    """`qwen3-1.7b-base/12-qwenscope-res-32k-l50` in its parts."""
+    match = re.fullmatch(r"(?P<model>[^/]+)/(?P<layer>\d+)-(?P<set>[a-z0-9-]+)", text)
+    if not match:
+        raise InputError(f"{text!r} is no SAE's id; it looks like <model>/<layer>-<set> ('scopebase saes' lists them)")
+    return SaeName(match["model"], int(match["layer"]), match["set"])
+
+
+def parse_dataset(text: str) -> tuple[str, int | None]:
+    """`gsm8k` as ("gsm8k", None), `gsm8k@2` as ("gsm8k", 2)."""
+    name, _, version = text.partition("@")
+    if version and not version.isdigit():
+        raise InputError(f"{text!r}: what follows '@' is a dataset's version, a whole number")
+    return name, int(version) if version else None

@@ -1,0 +1,174 @@
+"""Writing to the store so that every shard lands exactly once, whoever dies when.
+
+A worker writes Lance *fragments*: data files that no manifest names, so that no reader sees them. The SQL ledger takes their description
+(`Shard.staged`). A committer then names the fragments of all staged shards in one manifest. A plain Lance append would accept the same
+fragments twice; so each commit also replaces the table's one-row *fence* fragment, which makes it a compare-and-set: of two committers that
+looked at the same manifest, one wins and the other looks again, and finds the files already there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.fragment import FragmentMetadata, write_fragments
+
+from schema.errors import WorkFailed
+from schema.layout import FENCE, fence_row, schema_of
+from schema.store import Store, fsync_files
+
+Staged = dict[str, list[str]]
+"""Table -> its new fragments, each as Lance's JSON."""
+
+MANY_FRAGMENTS = 16
+KEEP_VERSIONS = timedelta(hours=1)
+"""How long readers may hold on to an old version, and how old a file that nobody names must be to be swept."""
+
+
+def write(store: Store, table: str, rows: pa.Table | Iterable[pa.RecordBatch]) -> list[str]:
+    """Writes rows as fragments that nothing names yet, and forces them to the disk.
+
+    Raises:
+        WorkFailed: the disk is full, or the store cannot be written.
+    """
+    reader = rows if isinstance(rows, pa.Table) else pa.RecordBatchReader.from_batches(schema_of(table), rows)
+    with storage_faults(store):
+        fragments = write_fragments(reader, store.uri(table), schema=schema_of(table), data_storage_version="2.2")
+        if store.local:
+            fsync_files(_files(store, table, fragments))
+    return [json.dumps(fragment.to_json()) for fragment in fragments]
+
+
+def size(staged: Staged) -> int:
+    """Bytes of the staged files."""
+    return sum(
+        file["file_size_bytes"] or 0
+        for fragments in staged.values()
+        for f in fragments
+        for file in json.loads(f)["files"]
+    )
+
+
+def discard(store: Store, staged: Staged) -> None:
+    """Removes fragments that will never be published."""
+    if store.local:
+        for table, fragments in staged.items():
+            for path in _files(store, table, [FragmentMetadata.from_json(f) for f in fragments]):
+                path.unlink(missing_ok=True)
+
+
+def publish(store: Store, table: str, staged: Callable[[], list[str]]) -> int:
+    """Names the staged fragments of a table in its manifest; those that it names already are left alone.
+
+    Args:
+        staged: reads the ledger. It is called after the manifest was read, never before, so that a shard which another committer
+            has published meanwhile is either seen as committed or makes this commit conflict.
+
+    Returns:
+        How many fragments were new.
+    """
+    while True:
+        with storage_faults(store):
+            snapshot = store.latest(table)
+            named = {file.path for fragment in snapshot.get_fragments() for file in fragment.metadata.files}
+            fragments = [FragmentMetadata.from_json(f) for f in staged()]
+            new = [f for f in fragments if not any(file.path in named for file in f.files)]
+            if not new:
+                return 0
+            fence = write_fragments(
+                fence_row(table), store.uri(table), schema=schema_of(table), data_storage_version="2.2"
+            )
+            change = lance.LanceOperation.Update(
+                removed_fragment_ids=[_fence_id(snapshot)], new_fragments=[*fence, *new]
+            )
+            try:
+                done = lance.LanceDataset.commit(store.uri(table), change, read_version=snapshot.version, max_retries=0)
+            except CommitConflictError:
+                continue
+            if store.local:
+                fsync_files([*_files(store, table, fence), *_manifest(store, table, done.version)])
+            return len(new)
+
+
+def _fence_id(snapshot: Any) -> int:
+    """The fragment that holds the fence row. It is the newest of the one-row fragments but for shards of one row."""
+    for fragment in reversed(snapshot.get_fragments()):
+        if fragment.physical_rows == 1 and fragment.to_table(columns=["key"]).column("key")[0].as_py() == FENCE:
+            return int(fragment.fragment_id)
+    raise WorkFailed(f"the table {snapshot.uri} has lost its fence row; restore the store from a backup")
+
+
+def _files(store: Store, table: str, fragments: Iterable[FragmentMetadata]) -> list[Path]:
+    return [Path(store.uri(table), "data", file.path) for fragment in fragments for file in fragment.files]
+
+
+def _manifest(store: Store, table: str, version: int) -> list[Path]:
+    """The file that names version n; Lance counts its names down so that the newest sorts first."""
+    return [Path(store.uri(table), "_versions", f"{(1 << 64) - 1 - version}.manifest")]
+
+
+def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
+    """Merges small fragments, brings the key index up to date and removes what nobody names any more.
+
+    Compaction erases the file names by which a staged shard is recognised, so it waits until nothing is staged (`quiet`, asked after
+    the manifest was read). What it cannot do now, the next run does.
+    """
+    snapshot = store.latest(table)
+    if not quiet():
+        return
+    try:
+        if len(snapshot.get_fragments()) > MANY_FRAGMENTS:
+            snapshot.optimize.compact_files(
+                compaction_mode="try_binary_copy", excluded_fragment_ids=[_fence_id(snapshot)]
+            )
+            snapshot = store.latest(table)
+        if snapshot.describe_indices():
+            snapshot.optimize.optimize_indices()
+        else:
+            snapshot.create_scalar_index("key", "BTREE")
+        snapshot.cleanup_old_versions(older_than=KEEP_VERSIONS)
+        if store.local and quiet():
+            _sweep(store, table)
+    except CommitConflictError:
+        return
+
+
+def remove_rows(store: Store, table: str, first: int, stop: int) -> None:
+    """Deletes rows with first <= key < stop."""
+    with storage_faults(store):
+        store.latest(table).delete(f"key >= {int(first)} AND key < {int(stop)}")
+
+
+def _sweep(store: Store, table: str) -> None:
+    """Removes data files that no version names and no living worker can still be writing."""
+    snapshot = store.latest(table)
+    tracked = {path for batch in snapshot.tracked_files() for path in batch.column("path").to_pylist()}
+    eldest = (datetime.now(UTC) - KEEP_VERSIONS).timestamp()
+    for path in Path(store.uri(table), "data").iterdir():
+        if f"data/{path.name}" not in tracked and path.stat().st_mtime < eldest:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_faults(store: Store) -> Any:
+    """A full or vanished disk in one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        text = str(error)
+        if "No space left" in text or "os error 28" in text or "Disk quota" in text:
+            raise WorkFailed(
+                f"the disk of {store.url} is full; free some space and run the same command again, it goes on where it stopped"
+            ) from error
+        if isinstance(error, OSError) or "LanceError(IO)" in text:
+            raise WorkFailed(
+                f"the activation store {store.url} cannot be written: {text.splitlines()[0][:200]}"
+            ) from error
+        raise

@@ -1,0 +1,143 @@
+"""The activation store: Lance tables in one directory or bucket, and how rows are read from them.
+
+LanceDB opens the same directory: `lancedb.connect("scopebase-data/store").open_table("forward")`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+from pyarrow.fs import FileSelector, FileSystem
+
+from schema.errors import HomeError
+from schema.layout import FORMAT, TABLES, fence_row, schema_of
+
+_IDENTITY = b"scopebase.store"
+_FORMAT = b"scopebase.format"
+
+
+class Store:
+    """The tables of one activation store.
+
+    Handles are kept open and see what was there when they were opened; `refresh` makes them see newer commits.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.local = "://" not in self.url
+        self._open: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def uri(self, table: str) -> str:
+        return f"{self.url}/{table}.lance"
+
+    def has(self, table: str) -> bool:
+        """Whether the table is there, on disk or in the bucket."""
+        if self.local:
+            return Path(self.uri(table), "_versions").is_dir()
+        try:
+            self.table(table)
+        except (ValueError, FileNotFoundError):
+            return False
+        return True
+
+    def identity(self) -> str | None:
+        """The id that the store shares with its database, None where there is no store yet.
+
+        Raises:
+            HomeError: a newer Scopebase laid it out.
+        """
+        if not self.has("samples"):
+            return None
+        metadata = self.table("samples").schema.metadata or {}
+        layout = metadata.get(_FORMAT, b"").decode()
+        if layout != FORMAT:
+            raise HomeError(
+                f"the activation store {self.url} has layout {layout or 'unknown'!r}, this Scopebase reads {FORMAT!r}; "
+                "upgrade with: pip install -U scopebase"
+            )
+        return metadata.get(_IDENTITY, b"").decode()
+
+    def create(self, identity: str, tables: Iterable[str] = TABLES) -> None:
+        """Makes the tables that are missing. `samples` comes last: it stands for the whole."""
+        if self.local:
+            Path(self.url).mkdir(parents=True, exist_ok=True)
+        for name in sorted(tables, key=lambda table: table == "samples"):
+            if not self.has(name):
+                row = fence_row(name).replace_schema_metadata({_IDENTITY: identity.encode(), _FORMAT: FORMAT.encode()})
+                try:
+                    lance.write_dataset(row, self.uri(name), mode="create", data_storage_version="2.2")
+                except OSError:
+                    if not self.has(name):  # else another process has just made it
+                        raise
+
+    def names(self) -> list[str]:
+        """The tables that are there, directions of every width included."""
+        if self.local:
+            return sorted(path.stem for path in Path(self.url).glob("*.lance"))
+        listed, folder = FileSystem.from_uri(self.url)
+        return sorted(
+            Path(info.path).stem for info in listed.get_file_info(FileSelector(folder)) if info.path.endswith(".lance")
+        )
+
+    def table(self, name: str) -> Any:
+        """An open handle of a table, a `lance.LanceDataset`."""
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = lance.dataset(self.uri(name))
+            return self._open[name]
+
+    def latest(self, name: str) -> Any:
+        """A handle of its own that sees the newest commit."""
+        return lance.dataset(self.uri(name))
+
+    def refresh(self) -> None:
+        """Forgets the open handles."""
+        with self._lock:
+            self._open.clear()
+
+    def rows(self, table: str, keys: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows with these keys, in the order of the keys; keys that are not there are left out."""
+        if not keys:
+            return schema_of(table).empty_table()
+        wanted = [*dict.fromkeys(keys)]
+        names = None if columns is None else ["key", *(c for c in columns if c != "key")]
+        found = (
+            self.table(table)
+            .scanner(columns=names, filter=f"key IN ({', '.join(str(int(k)) for k in wanted)})")
+            .to_table()
+        )
+        place = {key: i for i, key in enumerate(found.column("key").to_pylist())}
+        return found.take([place[key] for key in keys if key in place])
+
+    def span(self, table: str, first: int, stop: int, columns: Sequence[str] | None = None) -> Any:
+        """Record batches of the rows with first <= key < stop, in no particular order."""
+        return (
+            self.table(table)
+            .scanner(columns=columns, filter=f"key >= {int(first)} AND key < {int(stop)}", batch_size=1024)
+            .to_batches()
+        )
+
+
+def fsync_files(paths: Iterable[Path]) -> None:
+    """Files, then the directories that name them, onto the disk: Lance itself never asks for it."""
+    folders = set()
+    for path in paths:
+        _fsync(path)
+        folders.add(path.parent)
+    for folder in folders:
+        _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

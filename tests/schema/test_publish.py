@@ -1,0 +1,158 @@
+"""The Lance half of exactly-once: fragments land once, whoever commits them, however often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from lance.commit import CommitConflictError
+from lance.fragment import FragmentMetadata
+
+from schema import publish as publishing
+from schema.errors import WorkFailed
+from schema.layout import FENCE, SAMPLES, TABLES, schema_of
+from schema.publish import discard, maintain, publish, remove_rows, size, write
+from schema.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(str(tmp_path / "store"))
+    made.create("abc")
+    return made
+
+
+def rows(first: int, n: int) -> pa.Table:
+    keys = range(first, first + n)
+    return pa.table({"key": list(keys), "id": [f"s{k}" for k in keys], "record": ["{}"] * n}, schema=SAMPLES)
+
+
+def land(store: Store, first: int, n: int) -> None:
+    fragments = write(store, "samples", rows(first, n))
+    publish(store, "samples", lambda: fragments)
+
+
+def keys(store: Store, table: str = "samples") -> list[int]:
+    found: list[int] = store.latest(table).to_table(columns=["key"]).column("key").to_pylist()
+    return sorted(key for key in found if key != FENCE)
+
+
+def test_written_fragments_are_invisible_until_published(store: Store) -> None:
+    fragments = write(store, "samples", rows(0, 5))
+    assert keys(store) == []
+    assert publish(store, "samples", lambda: fragments) == 1
+    assert keys(store) == [0, 1, 2, 3, 4]
+
+
+def test_publishing_twice_publishes_once(store: Store) -> None:
+    fragments = write(store, "samples", rows(0, 5))
+    publish(store, "samples", lambda: fragments)
+    assert publish(store, "samples", lambda: fragments) == 0
+    assert keys(store) == [0, 1, 2, 3, 4]
+
+
+def test_a_committer_that_was_overtaken_looks_again(store: Store) -> None:
+    """Both read the same manifest; the slow one asks the ledger, is overtaken, and must not add the rows again."""
+    fragments = write(store, "samples", rows(0, 5))
+    asked = []
+
+    def staged() -> list[str]:
+        if not asked:
+            asked.append(True)
+            publish(store, "samples", lambda: fragments)  # the fast one
+        return fragments
+
+    assert publish(store, "samples", staged) == 0
+    assert keys(store) == [0, 1, 2, 3, 4]
+
+
+def test_a_stale_commit_is_refused_by_the_fence(store: Store) -> None:
+    """Without the fence Lance would accept it: appends are rebased."""
+    import lance
+
+    stale = store.latest("samples")
+    land(store, 0, 2)
+    late = [FragmentMetadata.from_json(f) for f in write(store, "samples", rows(0, 2))]
+    change = lance.LanceOperation.Update(removed_fragment_ids=[publishing._fence_id(stale)], new_fragments=late)
+    with pytest.raises(CommitConflictError):
+        lance.LanceDataset.commit(store.uri("samples"), change, read_version=stale.version, max_retries=0)
+
+
+def test_shards_of_one_row_are_not_taken_for_the_fence(store: Store) -> None:
+    for first in range(5):
+        land(store, first, 1)
+    assert keys(store) == [0, 1, 2, 3, 4]
+
+
+def test_compaction_waits_while_something_is_staged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "MANY_FRAGMENTS", 2)
+    for first in range(0, 40, 10):
+        land(store, first, 10)
+    before = len(store.latest("samples").get_fragments())
+    maintain(store, "samples", lambda: False)
+    assert len(store.latest("samples").get_fragments()) == before
+    maintain(store, "samples", lambda: True)
+    assert len(store.latest("samples").get_fragments()) < before
+    assert keys(store) == list(range(40))
+    assert store.latest("samples").describe_indices()
+    land(store, 40, 3)
+    store.refresh()
+    assert store.rows("samples", [42, 7, 99, 0]).column("id").to_pylist() == ["s42", "s7", "s0"]
+
+
+def test_orphans_are_swept_when_they_are_old_and_only_then(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import timedelta
+
+    orphan = Path(
+        store.uri("samples"), "data", FragmentMetadata.from_json(write(store, "samples", rows(0, 3))[0]).files[0].path
+    )
+    land(store, 10, 3)
+    maintain(store, "samples", lambda: True)
+    assert orphan.exists()
+    monkeypatch.setattr(publishing, "KEEP_VERSIONS", timedelta(0))
+    maintain(store, "samples", lambda: True)
+    assert not orphan.exists()
+    assert keys(store) == [10, 11, 12]
+
+
+def test_discarded_fragments_leave_no_file(store: Store) -> None:
+    before = set(Path(store.uri("samples"), "data").iterdir())
+    staged = {"samples": write(store, "samples", rows(0, 3))}
+    assert size(staged) > 0
+    discard(store, staged)
+    assert set(Path(store.uri("samples"), "data").iterdir()) == before
+
+
+def test_rows_are_removed_by_range_and_the_fence_stays(store: Store) -> None:
+    land(store, 0, 10)
+    remove_rows(store, "samples", 0, 7)
+    assert keys(store) == [7, 8, 9]
+    land(store, 20, 1)
+    assert keys(store) == [7, 8, 9, 20]
+
+
+def test_a_full_disk_is_one_sentence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(publishing, "write_fragments", full)
+    with pytest.raises(WorkFailed, match="is full; free some space and run the same command again"):
+        write(store, "samples", rows(0, 1))
+
+
+def test_lancedb_opens_the_store(store: Store) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    land(store, 0, 10)
+    opened = lancedb.connect(store.url)
+    assert set(TABLES) <= set(opened.list_tables().tables)
+    assert opened.open_table("samples").count_rows("key >= 0") == 10
+
+
+def test_every_table_has_a_schema_and_a_fence(store: Store) -> None:
+    store.create("abc", ["directions_32"])
+    for name in (*TABLES, "directions_32"):
+        table = store.latest(name).to_table()
+        assert table.column("key").to_pylist() == [FENCE]
+        assert schema_of(name).names == table.schema.names
+    assert store.identity() == "abc"

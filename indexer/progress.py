@@ -1,0 +1,38 @@
+"""What the indexer tells whoever watches. The command line draws it; the default keeps silent."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """One measured piece of work."""
+
+    def advance(self, amount: int, tokens: int = 0) -> None:
+        """So much more is done; tokens, where that is what the rate is told in."""
+
+
+class Progress(Protocol):
+    """Somebody who watches."""
+
+    def say(self, text: str) -> None:
+        """One line about what goes on."""
+
+    def bar(self, title: str, total: int | None = None, done: int = 0) -> AbstractContextManager[Bar]:
+        """A bar over `total` units of work, of which `done` were done before."""
+
+
+class NoBar:
+    """A bar that nobody sees."""
+
+    def advance(self, amount: int, tokens: int = 0) -> None: ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def say(self, text: str) -> None: ...
+
+    def bar(self, title: str, total: int | None = None, done: int = 0) -> AbstractContextManager[Bar]:
+        return nullcontext(NoBar())

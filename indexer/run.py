@@ -1,0 +1,135 @@
+"""The whole job: plan, register, work, tidy up, report.
+
+    row -> text -> tokens -> residuals -> what fires -> forward rows, tokens, parts   (shard by shard)
+                                                     -> profile, postings             (when all are in)
+
+Whoever runs the same command on the same home shares the work; whoever runs it after a crash goes on with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from lance.commit import CommitConflictError
+from sqlalchemy import select
+
+from indexer.config import IndexConfig
+from indexer.engine import Engine
+from indexer.prepare import Plan, prepare
+from indexer.progress import Progress, Silent
+from indexer.survey import DatasetSpec
+from indexer.worker import Worker, publish_staged
+from schema.catalog import register_dataset, register_model, register_run, register_sae
+from schema.home import Home, check_writable, find_home, make_home
+from schema.layout import SAMPLE_BITS, directions_table, sample_key
+from schema.publish import maintain, remove_rows
+from schema.recipe import Recipe
+from schema.records import ModelCard, RunReport, SaeCard, Survey
+from schema.settings import Settings
+from schema.tables import Run, RunSae
+
+
+def index(config: IndexConfig, settings: Settings, progress: Progress | None = None) -> list[RunReport]:
+    """Indexes the datasets; goes on where an earlier call was interrupted; does nothing where all is done.
+
+    Raises:
+        InputError: something asked for cannot be; the stores are as they were.
+        WorkFailed: the work stopped; what is committed stays, and the same call goes on.
+    """
+    progress = progress or Silent()
+    check_writable(settings)
+    plan = prepare(config, find_home(settings), progress)
+    home = make_home(settings)
+    engine = Engine(plan, progress)
+    try:
+        publish_staged(home)  # what a killed process had staged
+        home.ledger.reclaim()
+        reports = [index_one(home, engine, spec, found, progress) for spec, found in plan.datasets]
+        if spent_parts(home):  # an earlier call died between finishing its run and tidying up
+            tidy(home)
+        return reports
+    finally:
+        home.close()
+
+
+def index_one(home: Home, engine: Engine, spec: DatasetSpec, found: Survey, progress: Progress) -> RunReport:
+    """One dataset of a plan."""
+    plan = engine.plan
+    run, finished = register(
+        home, plan.model.card, plan.set_name, plan.saes, found, plan.recipe, plan.batch_tokens, versions(plan)
+    )
+    if not finished:
+        Worker(home, engine, run, spec, found, progress).work()
+        tidy(home)
+    return report(home, run.id, already=finished)
+
+
+def register(
+    home: Home,
+    model_card: ModelCard,
+    set_name: str,
+    cards: Sequence[SaeCard],
+    found: Survey,
+    recipe: Recipe,
+    batch_tokens: int,
+    made_with: dict[str, str],
+) -> tuple[Run, bool]:
+    """The run of one dataset, in one transaction with all that it needs, and whether it is finished."""
+    home.ensure_table(directions_table(model_card.d_model))
+    with home.database.writing() as session:
+        model = register_model(session, model_card)
+        saes = [register_sae(session, model, set_name, card) for card in cards]
+        dataset = register_dataset(session, found)
+        run, finished = register_run(session, dataset, model, saes, recipe, found, batch_tokens, made_with)
+    with home.database.reading() as session:
+        return session.get_one(Run, run.id), finished
+
+
+def versions(plan: Plan) -> dict[str, str]:
+    """What a result may depend on beside its recipe."""
+    found = {"python": platform.python_version(), "device": str(plan.device)}
+    for package in ("scopebase", "torch", "transformers", "tokenizers"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def tidy(home: Home) -> None:
+    """After a run: parts of finished runs are not needed any more, small fragments are merged, key indexes brought up to date.
+
+    Answers do not depend on it: whoever is in the way, the next command tidies up.
+    """
+    with contextlib.suppress(CommitConflictError):
+        for pair in spent_parts(home):
+            remove_rows(home.store, "parts", sample_key(pair), sample_key(pair + 1))
+        for table in home.store.names():
+            maintain(home.store, table, home.ledger.idle)
+    home.store.refresh()
+
+
+def spent_parts(home: Home) -> list[int]:
+    """Pairs of finished runs whose parts are still there."""
+    keys = home.store.latest("parts").to_table(columns=["key"], filter="key >= 0").column("key").to_numpy()
+    pairs = sorted({int(pair) for pair in keys >> SAMPLE_BITS})
+    with home.database.reading() as session:
+        finished = select(RunSae.id).join(Run).where(RunSae.id.in_(pairs), Run.finished.is_not(None))
+        return sorted(session.scalars(finished))
+
+
+def report(home: Home, run_id: int, *, already: bool) -> RunReport:
+    """What a finished run says of itself."""
+    with home.database.reading() as session:
+        run = session.get_one(Run, run_id)
+        names = ("tokens", "masked", "empty", "truncated", "activations", "saturated", "bytes")
+        return RunReport(
+            run=run.id,
+            dataset=run.dataset.name,
+            version=run.dataset.version,
+            saes=[pair.sae.name for pair in run.pairs],
+            n_samples=run.dataset.n_samples,
+            already=already,
+            **{f"n_{name}" if name != "bytes" else name: run.counts.get(name, 0) for name in names},
+        )

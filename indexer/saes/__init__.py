@@ -1,0 +1,128 @@
+"""SAE releases: the formats that are read, and what a release says of itself before its tensors are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from indexer.saes import qwen_scope, sae_lens
+from indexer.saes.place import Place, open_place
+from indexer.saes.sae import Sae, checked
+from schema.errors import InputError
+from schema.records import SaeCard
+
+__all__ = ["FORMATS", "Format", "Release", "Sae", "open_release"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one tool lays out its SAEs."""
+
+    layers: Callable[[Place], dict[int, str]]
+    """Layer -> the file of its weights; empty for a release of another format."""
+    load: Callable[[Place, int, str], Sae]
+
+
+FORMATS: dict[str, Format] = {
+    qwen_scope.NAME: Format(qwen_scope.layers, qwen_scope.load),
+    sae_lens.NAME: Format(sae_lens.layers, sae_lens.load),
+}
+
+
+@dataclass(frozen=True)
+class Release:
+    """The SAEs of one model trained alike, one a layer."""
+
+    source: str
+    place: Place
+    format: str
+    files: dict[int, str]
+
+    @property
+    def name(self) -> str:
+        return self.place.name
+
+    def choose(self, layers: str) -> list[int]:
+        """`all` or `0,3-5` as layers that the release has.
+
+        Raises:
+            InputError: no such layer, or no such way to write them.
+        """
+        wanted = sorted(self.files) if layers == "all" else parse_layers(layers)
+        for layer in wanted:
+            if layer not in self.files:
+                raise InputError(f"{self.name} has no SAE of layer {layer}; it has {_ranges(sorted(self.files))}")
+        return wanted
+
+    def load(self, layer: int) -> Sae:
+        """The checked SAE of a layer.
+
+        Raises:
+            InputError: its file is missing, unsafe, damaged or no SAE.
+        """
+        file = self.files[layer]
+        return checked(FORMATS[self.format].load(self.place, layer, file), f"{self.name}/{file}")
+
+    def stamp(self, layer: int) -> tuple[str, int, int]:
+        """Path of a layer's file, and size and time of it and its configuration, by which unchanged ones are known."""
+        path = self.place.get(self.files[layer])
+        beside = [path, *(path.with_name(name) for name in ("config.json", "cfg.json"))]
+        stats = [file.stat() for file in beside if file.exists()]
+        return str(path.resolve()), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+
+    def card(self, sae: Sae, sha256: str) -> SaeCard:
+        """What is stored of an SAE of this release."""
+        path, size, time = self.stamp(sae.layer)
+        return SaeCard(
+            layer=sae.layer,
+            release=self.name,
+            format=self.format,
+            activation=sae.activation,
+            k=sae.k,
+            d_model=sae.d_model,
+            d_sae=sae.d_sae,
+            sha256=sha256,
+            source=path,
+            file_size=size,
+            file_time=time,
+        )
+
+
+def open_release(source: str) -> Release:
+    """The release at a path or hub id, its format recognised by its files.
+
+    Raises:
+        InputError: nothing there, or of no known format.
+    """
+    place = open_place(source)
+    for name, each in FORMATS.items():
+        files = each.layers(place)
+        if files:
+            return Release(source, place, name, files)
+    raise InputError(
+        f"{source} holds no SAE that is read: neither layer<n>.sae.pt (Qwen-Scope) nor cfg.json with {sae_lens.WEIGHTS} (SAELens)"
+    )
+
+
+def parse_layers(text: str) -> list[int]:
+    """`0,3-5` as [0, 3, 4, 5]."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InputError(f"--layers {text!r}: 'all', or numbers and ranges like 0,3-5")
+        layers.update(range(int(first), int(last if dash else first) + 1))
+    if not layers:
+        raise InputError(f"--layers {text!r}: a range runs upwards, like 3-5")
+    return sorted(layers)
+
+
+def _ranges(layers: list[int]) -> str:
+    """[0, 1, 2, 5] as `0-2,5`."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and parts[-1][-1] == layer - 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)

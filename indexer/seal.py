@@ -1,0 +1,113 @@
+"""Sealing a pair: its profile from the shards' parts, and its postings from the forward rows, one segment at a time.
+
+Memory is bounded by a segment (4 million postings), not by the run. Everything is derived, so sealing twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from schema.layout import PARTS, POSTINGS, PROFILES, feature_key, flat_column, list_column, sample_key
+from schema.packing import N_BINS, accumulate, differences
+from schema.records import Profile
+from schema.store import Store
+
+_CODE_BITS = 9
+_SAMPLE_BITS = 31
+BLOCK_ROWS = 1024
+LISTS = [field.name for field in PARTS if pa.types.is_list(field.type)]
+
+
+def merged_profile(store: Store, pair: int, d_sae: int) -> Profile:
+    """The sum of the parts of a pair's shards."""
+    profile = Profile(d_sae)
+    flat = profile.histogram.reshape(-1)
+    for batch in store.span("parts", sample_key(pair), sample_key(pair + 1)):
+        for row in range(len(batch)):
+            profile.n_samples += batch.column("n_samples")[row].as_py()
+            profile.n_tokens += batch.column("n_tokens")[row].as_py()
+            part = {name: flat_column(batch.column(name)[row : row + 1])[0] for name in LISTS}
+            fires = np.cumsum(part["features"])
+            profile.samples_any[fires] += part["samples_any"]
+            profile.samples_last[fires] += part["samples_last"]
+            profile.tokens[fires] += part["tokens"]
+            profile.sums[fires] += part["sums"]
+            profile.maxima[fires] = np.maximum(profile.maxima[fires], part["maxima"])
+            flat[np.cumsum(part["bins"])] += part["bin_counts"]
+    return profile
+
+
+def profile_row(pair: int, profile: Profile) -> pa.Table:
+    """The row of `profiles`."""
+    whole = np.array([0, profile.d_sae])
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "samples_any": profile.samples_any,
+        "samples_last": profile.samples_last,
+        "tokens": profile.tokens,
+        "sums": profile.sums,
+        "maxima": profile.maxima,
+    }
+    columns = [
+        pa.array([sample_key(pair)], pa.int64()),
+        pa.array([profile.n_samples], pa.int64()),
+        pa.array([profile.n_tokens], pa.int64()),
+        *(list_column(PROFILES, name, values, whole) for name, values in arrays.items()),
+        list_column(PROFILES, "histogram", profile.histogram.reshape(-1), whole * N_BINS),
+    ]
+    return pa.Table.from_arrays(columns, schema=PROFILES)
+
+
+def postings(store: Store, pair: int, segment: int, first: int, stop: int, d_sae: int) -> Iterator[pa.RecordBatch]:
+    """The rows of `postings` of one segment: every feature has one, those that never fire an empty one."""
+    pooled = _inverted(store, pair, first, stop, ("features", "maxima"), d_sae)
+    last = _inverted(store, pair, first, stop, ("last_features", "last_values"), d_sae)
+    for begin in range(0, d_sae, BLOCK_ROWS):
+        end = min(begin + BLOCK_ROWS, d_sae)
+        columns = [pa.array(np.arange(feature_key(segment, begin), feature_key(segment, end)), pa.int64())]
+        columns += pooled.columns(begin, end, ("samples", "maxima"))
+        columns += last.columns(begin, end, ("last_samples", "last_values"))
+        yield pa.RecordBatch.from_arrays(columns, schema=POSTINGS)
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """One pool of a segment, turned from samples to features."""
+
+    keys: npt.NDArray[np.int64]
+    """(n,) feature | sample | code, sorted."""
+    offsets: npt.NDArray[np.int64]
+    """(d_sae + 1,) where each feature begins."""
+
+    def columns(self, begin: int, end: int, names: tuple[str, str]) -> list[pa.ListArray]:
+        """The samples and codes of features [begin, end) as list columns."""
+        rows = self.offsets[begin : end + 1]
+        block, rows = self.keys[rows[0] : rows[-1]], rows - rows[0]
+        sample = (block >> _CODE_BITS & ((1 << _SAMPLE_BITS) - 1)).astype(np.int32)
+        code = block & ((1 << _CODE_BITS) - 1)
+        return [
+            list_column(POSTINGS, names[0], differences(sample, rows), rows),
+            list_column(POSTINGS, names[1], code, rows),
+        ]
+
+
+def _inverted(store: Store, pair: int, first: int, stop: int, names: tuple[str, str], d_sae: int) -> Inverted:
+    span = store.span("forward", sample_key(pair, first), sample_key(pair, stop), ["key", *names])
+    pieces = [_postings_of(batch, pair, first, *names) for batch in span]
+    keys = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+    keys.sort()
+    return Inverted(keys, np.searchsorted(keys, np.arange(d_sae + 1, dtype=np.int64) << (_SAMPLE_BITS + _CODE_BITS)))
+
+
+def _postings_of(batch: pa.RecordBatch, pair: int, first: int, features: str, codes: str) -> npt.NDArray[np.int64]:
+    """feature | sample | code as one int64 each."""
+    differing, offsets = flat_column(batch.column(features))
+    feature = accumulate(differing.astype(np.int64), offsets)
+    sample = np.repeat(batch.column("key").to_numpy() - sample_key(pair, first), np.diff(offsets))
+    code = flat_column(batch.column(codes))[0].astype(np.int64)
+    return feature << (_SAMPLE_BITS + _CODE_BITS) | sample << _CODE_BITS | code

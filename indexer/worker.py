@@ -1,0 +1,173 @@
+"""One process at work on one run: lease a shard, do it, stage it, publish it, until the run is finished."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+
+from sqlalchemy import func, select
+
+from indexer.engine import Engine
+from indexer.ingest import write_directions, write_samples
+from indexer.progress import Bar, Progress
+from indexer.rows import sample_texts
+from indexer.seal import merged_profile, postings, profile_row
+from indexer.survey import DatasetSpec
+from schema.errors import LeaseLost
+from schema.home import Home
+from schema.lookup import segments_of
+from schema.publish import Staged, discard, publish, size, write
+from schema.recipe import Recipe
+from schema.records import Survey, Tokens
+from schema.tables import Run, RunSae, Shard
+
+WAIT_SECONDS = 1.0
+Stats = dict[str, object]
+
+
+class Worker:
+    """Does the shards of one run. The methods named like a shard's kind fill `staged` and return what the ledger keeps of them."""
+
+    def __init__(
+        self, home: Home, engine: Engine, run: Run, spec: DatasetSpec, found: Survey, progress: Progress
+    ) -> None:
+        self.home, self.engine, self.run, self.spec, self.found, self.progress = (
+            home,
+            engine,
+            run,
+            spec,
+            found,
+            progress,
+        )
+        self.recipe = Recipe(**run.recipe)
+        self.kinds = {"samples": self.samples, "directions": self.directions, "encode": self.encode, "seal": self.seal}
+        self._stack = ExitStack()
+        self._bars: dict[str, Bar] = {}
+
+    def work(self) -> None:
+        """Works until the run is finished, by this process or together with others."""
+        with self._stack:
+            while True:
+                shard = self.home.ledger.lease(self.run.id)
+                if shard is not None:
+                    self._do(shard)
+                elif self._finished():
+                    return
+                else:
+                    self._wait()
+
+    def _do(self, shard: Shard) -> None:
+        staged: Staged = {}
+        try:
+            with self.home.ledger.holding(shard):
+                stats = self.kinds[shard.kind](shard, staged)
+            self.home.ledger.stage(shard, staged, {**stats, "bytes": size(staged)})
+        except LeaseLost:
+            discard(self.home.store, staged)
+            return
+        except BaseException:
+            discard(self.home.store, staged)
+            raise
+        publish_staged(self.home)
+
+    def _finished(self) -> bool:
+        with self.home.database.reading() as session:
+            return session.get_one(Run, self.run.id).finished is not None
+
+    def _wait(self) -> None:
+        """Nothing to lease, but not finished: others hold the rest, unless they died."""
+        publish_staged(self.home)
+        if not self.home.ledger.reclaim():
+            others = ", ".join(self.home.ledger.holders(self.run.id))
+            if others:
+                self.progress.say(f"waiting for {others}")
+            time.sleep(WAIT_SECONDS)
+
+    def samples(self, shard: Shard, staged: Staged) -> Stats:
+        """The dataset's rows."""
+        assert shard.dataset_id is not None
+        bar = self._drawn("samples", f"storing {self.spec.name}", self.found.n_samples)
+        staged |= write_samples(self.home.store, self.spec, shard.dataset_id, self.found.sha256, bar)
+        return {}
+
+    def directions(self, shard: Shard, staged: Staged) -> Stats:
+        """One SAE's decoder directions."""
+        pair = next(pair for pair in self.run.pairs if pair.sae_id == shard.sae_id)
+        bar = self._drawn("directions", "storing directions", len(self.run.pairs))
+        staged |= write_directions(self.home.store, pair.sae_id, self.engine.plan.release.load(pair.sae.layer))
+        bar.advance(1)
+        return {}
+
+    def encode(self, shard: Shard, staged: Staged) -> Stats:
+        """Samples [first, stop) through the model and all SAEs."""
+        store = self.home.store
+        encoder = self.engine.for_run(self.run)
+        rows = encoder.encode(
+            self.tokens(shard), shard.ordinal, self._drawn("encode", f"indexing {self.spec.name}", self.found.n_samples)
+        )
+        staged["forward"] = []
+        for table in rows.forward():
+            staged["forward"] += write(store, "forward", table)
+        staged["tokens"] = write(store, "tokens", rows.tokens(self.run.id))
+        staged["parts"] = write(store, "parts", rows.parts())
+        return asdict(rows.stats)
+
+    def tokens(self, shard: Shard) -> list[Tokens]:
+        """The shard's samples as the model reads them."""
+        texts = sample_texts(self.home.store, self.run.dataset_id, shard.first, shard.stop, self.recipe)
+        return self.engine.plan.model.tokenizer.encode([t.text for t in texts], [t.ordinal for t in texts], self.recipe)
+
+    def _drawn(self, kind: str, title: str, total: int) -> Bar:
+        """The bar of one kind of work, drawn once; the one before it is finished by then."""
+        if kind not in self._bars:
+            self._stack.close()
+            done = self._committed() if kind == "encode" else 0
+            self._bars[kind] = self._stack.enter_context(self.progress.bar(title, total, done))
+        return self._bars[kind]
+
+    def _committed(self) -> int:
+        """Samples that are encoded already."""
+        committed = select(func.sum(Shard.stop - Shard.first)).where(
+            Shard.run_id == self.run.id, Shard.kind == "encode", Shard.state == "committed"
+        )
+        with self.home.database.reading() as session:
+            return int(session.scalar(committed) or 0)
+
+    def seal(self, shard: Shard, staged: Staged) -> Stats:
+        """One pair's profile and postings."""
+        assert shard.run_sae_id is not None
+        store = self.home.store
+        store.refresh()  # see what other processes committed
+        with self.home.database.reading() as session:
+            pair = session.get_one(RunSae, shard.run_sae_id)
+            segments = segments_of(session, pair.id)
+        bar = self._drawn("seal", f"sealing {self.spec.name}", len(self.run.pairs))
+        staged["profiles"] = write(
+            store, "profiles", profile_row(pair.id, merged_profile(store, pair.id, pair.sae.d_sae))
+        )
+        staged["postings"] = []
+        for segment in segments:
+            rows = postings(store, pair.id, segment.id, segment.first, segment.stop, pair.sae.d_sae)
+            staged["postings"] += write(store, "postings", rows)
+        bar.advance(1)
+        return {}
+
+
+def publish_staged(home: Home) -> None:
+    """Publishes whatever is staged, of any run, table by table, and then says so in the ledger.
+
+    A shard counts as committed only when all its tables name its fragments. Dying in between repeats this from the start, where
+    the tables that name them already are left alone.
+    """
+    shards = home.ledger.staged()
+
+    def fragments(table: str) -> list[str]:
+        return [fragment for shard in home.ledger.staged() for fragment in (shard.staged or {}).get(table, [])]
+
+    for table in sorted({table for shard in shards for table in shard.staged or {}}):
+        publish(home.store, table, partial(fragments, table))
+    if shards:
+        home.store.refresh()
+        home.ledger.commit(shards)

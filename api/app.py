@@ -1,0 +1,75 @@
+"""The query service: one application over one home, and the one place where errors become answers (RFC 9457)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from api.routes import catalog, health, questions
+from api.services.library import Library
+from schema.errors import ScopebaseError
+from schema.home import Home
+from schema.wire import Problem
+
+PROBLEM = "application/problem+json"
+DESCRIPTION = """Which features does one dataset cover that another does not? Answers over the index of a Scopebase home.
+
+Every answer over activations says in `provenance` what it was made from; `as_of=<snapshot>` repeats it.
+Errors are `application/problem+json`."""
+
+
+def create_app(home: Home) -> FastAPI:
+    """The service over a home."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        home.close()
+
+    app = FastAPI(
+        title="Scopebase",
+        version=health.running_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        responses={
+            422: {"model": Problem, "description": "The question is wrong"},
+            404: {"model": Problem, "description": "No such name"},
+        },
+    )
+    app.state.library = Library(home)
+    for module in (health, catalog, questions):
+        app.include_router(module.router, prefix="/v1")
+    app.add_exception_handler(ScopebaseError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    return app
+
+
+def _problem(status: int, detail: str, errors: list[dict[str, str]] | None = None) -> JSONResponse:
+    problem = Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+    return JSONResponse(problem.model_dump(exclude_none=True), status, media_type=PROBLEM)
+
+
+def _refused(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ScopebaseError)
+    return _problem(error.http_status, str(error))
+
+
+def _invalid(_request: Request, error: Exception) -> JSONResponse:
+    """Names the fields and what is wrong with each; what was sent is not sent back."""
+    assert isinstance(error, RequestValidationError)
+    errors = [
+        {"field": ".".join(str(part) for part in each["loc"][1:]), "problem": each["msg"]} for each in error.errors()
+    ]
+    return _problem(422, "; ".join(f"{e['field']}: {e['problem']}" for e in errors)[:1000], errors[:50])
+
+
+def _http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return _problem(error.status_code, str(error.detail))

@@ -1,0 +1,36 @@
+"""What routes ask for: the library, and the parameters that many questions share."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Query, Request
+
+from api.services.library import Library
+from schema.records import Pool
+
+
+def get_library(request: Request) -> Library:
+    """The application's library, seeing the newest runs."""
+    library = cast(Library, request.app.state.library)
+    library.refresh()
+    return library
+
+
+Books = Annotated[Library, Depends(get_library)]
+SaeParam = Annotated[
+    str | None, Query(description="`<model>/<layer>-<set>`; may be left out where there is one SAE", max_length=256)
+]
+PoolParam = Annotated[
+    Pool, Query(description="`any`: fires at some token that counts; `last`: at the last one, as in the paper")
+]
+MinSamples = Annotated[
+    int, Query(ge=1, le=1 << 40, description="A footprint holds what fires in at least so many samples")
+]
+AsOf = Annotated[int | None, Query(ge=1, le=1 << 31, description="Answer as of this snapshot")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Items a page")]
+Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")]
+DatasetName = Annotated[str, Query(max_length=80, description="`<name>`, or `<name>@<version>` for an older one")]
+DatasetNames = Annotated[
+    list[DatasetName], Query(min_length=1, max_length=200, alias="dataset", description="Once for each dataset")
+]

@@ -1,0 +1,55 @@
+"""Lists of what is there."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from api.deps import Books, Cursor, Limit
+from api.services import catalog
+from schema.wire import DatasetItem, ModelItem, Page, RunItem, SaeItem
+
+router = APIRouter(tags=["catalog"])
+Name = Annotated[str | None, Query(max_length=256)]
+
+
+@router.get("/models")
+def models(library: Books, limit: Limit = 50, cursor: Cursor = None) -> Page[ModelItem]:
+    """Models under study."""
+    with library.home.database.reading() as session:
+        return catalog.models(session, limit, cursor)
+
+
+@router.get("/saes")
+def saes(
+    library: Books,
+    model: Name = None,
+    layer: Annotated[int | None, Query(ge=0, le=100_000)] = None,
+    set: Name = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Page[SaeItem]:
+    """SAEs, with the datasets that each was run over."""
+    with library.home.database.reading() as session:
+        return catalog.saes(session, model, layer, set, limit, cursor)
+
+
+@router.get("/datasets")
+def datasets(library: Books, name: Name = None, limit: Limit = 50, cursor: Cursor = None) -> Page[DatasetItem]:
+    """Datasets; a changed source is a new version."""
+    with library.home.database.reading() as session:
+        return catalog.datasets(session, name, limit, cursor)
+
+
+@router.get("/runs")
+def runs(
+    library: Books,
+    dataset: Name = None,
+    state: Literal["finished", "unfinished"] | None = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Page[RunItem]:
+    """Runs, finished or not, with what they counted."""
+    with library.home.database.reading() as session:
+        return catalog.runs(session, dataset, state, limit, cursor)

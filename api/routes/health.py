@@ -1,0 +1,41 @@
+"""Whether the service lives, and whether it can answer."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Request, Response
+
+from schema.errors import ScopebaseError
+from schema.wire import Health, Ready
+
+router = APIRouter(tags=["health"])
+
+
+def running_version() -> str:
+    try:
+        return version("scopebase")
+    except PackageNotFoundError:
+        return "0.0.0"
+
+
+@router.get("/health")
+def health() -> Health:
+    """The process answers."""
+    return Health(status="ok", version=running_version())
+
+
+@router.get("/ready", responses={503: {"model": Ready}})
+def ready(request: Request, response: Response) -> Ready:
+    """Both stores answer."""
+    library = request.app.state.library
+    checks = {}
+    for name, check in (("database", library.refresh), ("store", lambda: library.store.table("profiles").count_rows())):
+        try:
+            check()
+            checks[name] = "ok"
+        except (ScopebaseError, OSError, ValueError) as error:
+            checks[name] = str(error)
+    whole = all(result == "ok" for result in checks.values())
+    response.status_code = 200 if whole else 503
+    return Ready(status="ready" if whole else "not ready", checks=checks)

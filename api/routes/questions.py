@@ -1,0 +1,55 @@
+"""Questions over datasets; each reads profiles and never rescans activations."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from api.deps import AsOf, Books, Cursor, DatasetName, DatasetNames, Limit, MinSamples, PoolParam, SaeParam
+from api.services.diff import MOST_SAMPLES, diff
+from api.services.overlap import overlap
+from api.services.redundancy import redundancies
+from schema.records import Sort
+from schema.wire import DiffAnswer, OverlapAnswer, RedundancyAnswer
+
+router = APIRouter(tags=["questions"])
+
+
+@router.get("/overlap")
+def get_overlap(
+    library: Books,
+    dataset: DatasetNames,
+    sae: SaeParam = None,
+    pool: PoolParam = "any",
+    min_samples: MinSamples = 1,
+    as_of: AsOf = None,
+) -> OverlapAnswer:
+    """How much of each dataset's footprint each other one covers, all pairs at once."""
+    return overlap(library, sae, dataset, pool, min_samples, as_of)
+
+
+@router.get("/diff")
+def get_diff(
+    library: Books,
+    covered_by: DatasetName,
+    not_covered_by: DatasetName,
+    sae: SaeParam = None,
+    pool: PoolParam = "any",
+    min_samples: MinSamples = 1,
+    sort: Sort = "rate_difference",
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    samples: Annotated[int, Query(ge=0, le=MOST_SAMPLES, description="Proving samples a feature")] = 2,
+    as_of: AsOf = None,
+) -> DiffAnswer:
+    """Features that one dataset covers and another does not, ranked, with tests and proving samples."""
+    return diff(library, sae, covered_by, not_covered_by, pool, min_samples, sort, limit, cursor, samples, as_of)
+
+
+@router.get("/redundancy")
+def get_redundancy(
+    library: Books, dataset: DatasetNames, sae: SaeParam = None, pool: PoolParam = "any", as_of: AsOf = None
+) -> RedundancyAnswer:
+    """Feature redundancy of each dataset, in closed form, beside the baselines it must beat."""
+    return redundancies(library, sae, dataset, pool, as_of)

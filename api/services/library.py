@@ -1,0 +1,116 @@
+"""What the services read: the home's stores, with the counts of finished runs kept in memory.
+
+A finished run never changes, so its counts can be kept as long as there is room. New runs and compactions are seen because the
+handles are opened anew when the snapshot moves, and at the latest after REFRESH_SECONDS.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from schema.errors import WorkFailed
+from schema.home import Home
+from schema.layout import sample_key
+from schema.lookup import newest_snapshot
+from schema.packing import VALUE_OF_BITS
+from schema.records import Pool
+
+REFRESH_SECONDS = 30.0
+CACHE_BYTES = 512 << 20
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The part of a pair's profile that set questions read; arrays are d_sae long."""
+
+    n_samples: int
+    n_tokens: int
+    samples_any: npt.NDArray[np.int64]
+    samples_last: npt.NDArray[np.int64]
+    largest: npt.NDArray[np.float32]
+
+    def samples(self, pool: Pool) -> npt.NDArray[np.int64]:
+        return self.samples_any if pool == "any" else self.samples_last
+
+    def footprint(self, pool: Pool, min_samples: int) -> npt.NDArray[np.bool_]:
+        """(d_sae,) True for the features that fire in at least so many samples."""
+        return self.samples(pool) >= min_samples
+
+    @property
+    def nbytes(self) -> int:
+        return self.samples_any.nbytes + self.samples_last.nbytes + self.largest.nbytes
+
+
+class Library:
+    """A home as the services see it. Safe for several threads."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.store = home.store
+        self._counts: OrderedDict[int, Counts] = OrderedDict()
+        self._answers: OrderedDict[object, object] = OrderedDict()
+        self._lock = threading.Lock()
+        self._seen = (-1, 0.0)
+
+    def refresh(self) -> None:
+        """Sees what was committed since; called once a request."""
+        with self.home.database.reading() as session:
+            snapshot = newest_snapshot(session)
+        moment = time.monotonic()
+        with self._lock:
+            known, when = self._seen
+            if snapshot == known and moment - when < REFRESH_SECONDS:
+                return
+            self._seen = (snapshot, moment)
+        self.store.refresh()
+
+    def counts(self, pair: int) -> Counts:
+        """The counts of a pair of a finished run."""
+        with self._lock:
+            if pair in self._counts:
+                self._counts.move_to_end(pair)
+                return self._counts[pair]
+        counts = self._read(pair)
+        with self._lock:
+            self._counts[pair] = counts
+            while len(self._counts) > 1 and sum(c.nbytes for c in self._counts.values()) > CACHE_BYTES:
+                self._counts.popitem(last=False)
+        return counts
+
+    def _read(self, pair: int) -> Counts:
+        columns = ["n_samples", "n_tokens", "samples_any", "samples_last", "maxima"]
+        rows = self.store.rows("profiles", [sample_key(pair)], columns)
+        if not len(rows):
+            raise WorkFailed(
+                f"the activation store has no profile of pair {pair}, which the database lists; restore one from a backup"
+            )
+        values = {name: rows.column(name).combine_chunks() for name in columns}
+        return Counts(
+            n_samples=values["n_samples"][0].as_py(),
+            n_tokens=values["n_tokens"][0].as_py(),
+            samples_any=values["samples_any"].values.to_numpy(),
+            samples_last=values["samples_last"].values.to_numpy(),
+            largest=VALUE_OF_BITS[values["maxima"].values.to_numpy()].astype(np.float32),
+        )
+
+    def remembered(self, key: object, compute: Callable[[], Answer]) -> Answer:
+        """The result of a computation over finished runs, kept for the next pages of the same question."""
+        with self._lock:
+            if key in self._answers:
+                self._answers.move_to_end(key)
+                return self._answers[key]  # type: ignore[return-value]
+        answer = compute()
+        with self._lock:
+            self._answers[key] = answer
+            while len(self._answers) > 64:
+                self._answers.popitem(last=False)
+        return answer

@@ -1,0 +1,74 @@
+"""How much of each dataset's footprint the others cover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from api.services.library import Counts, Library
+from api.services.provenance import count_of, provenance
+from api.services.statistics import inclusion
+from schema.errors import InputError
+from schema.lookup import find_sources
+from schema.records import Pool
+from schema.wire import Matrix, OverlapAnswer
+
+
+def overlap(
+    library: Library,
+    sae: str | None,
+    datasets: Sequence[str],
+    pool: Pool = "any",
+    min_samples: int = 1,
+    as_of: int | None = None,
+) -> OverlapAnswer:
+    """The matrices over all pairs of the datasets.
+
+    Raises:
+        NotFound, Conflict: see `schema.lookup.find_sources`.
+        InputError: fewer than two datasets, or a threshold below 1.
+    """
+    names = list(dict.fromkeys(datasets))
+    if len(names) < 2:
+        raise InputError("name at least two datasets to compare")
+    check_threshold(min_samples)
+    with library.home.database.reading() as session:
+        subject = find_sources(session, sae, names, as_of)
+    counts = [library.counts(source.pair) for source in subject.sources]
+    footprints = np.stack([c.footprint(pool, min_samples) for c in counts]).astype(np.float32)
+    shared = (footprints @ footprints.T).astype(np.int64)
+    size = np.diag(shared)
+    n = min(c.n_samples for c in counts)
+    return OverlapAnswer(
+        datasets=[count_of(source, int(f)) for source, f in zip(subject.sources, size, strict=True)],
+        overlap=_shares(shared, size[:, None]),
+        overlap_min=_shares(shared, np.minimum(size[:, None], size[None, :])),
+        jaccard=_shares(shared, size[:, None] + size[None, :] - shared),
+        shared=shared.tolist(),
+        rarefied=_rarefied(counts, pool, min_samples, n),
+        rarefied_n=n,
+        min_samples=min_samples,
+        d_sae=subject.sae.d_sae,
+        provenance=provenance(subject, pool),
+    )
+
+
+def check_threshold(min_samples: int) -> None:
+    if min_samples < 1:
+        raise InputError(f"min_samples={min_samples}: at least 1")
+
+
+def _shares(shared: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Matrix:
+    """A share over nothing is unknown, not 0."""
+    whole = np.broadcast_to(whole, shared.shape)
+    shares = np.divide(shared, whole, where=whole > 0, out=np.full(shared.shape, np.nan))
+    return [[None if np.isnan(value) else float(value) for value in row] for row in shares]
+
+
+def _rarefied(counts: Sequence[Counts], pool: Pool, min_samples: int, n: int) -> Matrix:
+    """E|F(S_i) & F(S_j)| / E|F(S_i)| for independent random subsets of n samples each: sum of p_i p_j over sum of p_i."""
+    p = np.stack([inclusion(c.samples(pool), c.n_samples, n, min_samples) for c in counts])
+    return _shares(p @ p.T, p.sum(axis=1)[:, None])

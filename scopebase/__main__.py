@@ -1,0 +1,5 @@
+"""`python -m scopebase`."""
+
+from scopebase.cli import main
+
+main()

@@ -1,0 +1,199 @@
+"""`scopebase index`: the main job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from schema.errors import InputError
+from schema.records import RunReport
+from schema.settings import Settings
+from schema.wire import EstimateAnswer, Page, RunItem
+from scopebase.cli.console import ERRORS, OUT, DrawnProgress, duration, number, print_json, size, table
+from scopebase.cli.options import Home, Json, settings, wants_json
+
+
+def index(
+    model: Annotated[str, typer.Option("--model", help="A model: hub id (owner/name[@revision]) or directory.")],
+    sae: Annotated[
+        str, typer.Option("--sae", help="Its SAEs: hub id or directory of a Qwen-Scope or SAELens release.")
+    ],
+    dataset: Annotated[
+        list[str],
+        typer.Option(
+            "--dataset",
+            help="NAME=SOURCE; .jsonl, .jsonl.gz, .parquet, .csv, a directory, or hub:<dataset>[:<config>][:<split>]. Repeat for more.",
+        ),
+    ],
+    set_name: Annotated[
+        str | None,
+        typer.Option(
+            "--set", help="Name of the set in SAE ids; made from the release's name unless given.", show_default=False
+        ),
+    ] = None,
+    layers: Annotated[str, typer.Option("--layers", help="all, or numbers and ranges: 0,3-5.")] = "all",
+    text_field: Annotated[str, typer.Option("--text-field", help="The row's field that holds the text.")] = "text",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template", help="Makes the text of several fields: '{question}\\n{answer}'.", show_default=False
+        ),
+    ] = None,
+    id_field: Annotated[
+        str | None,
+        typer.Option(
+            "--id-field",
+            help="The field that names a row; 'id' where rows have one, '' numbers them.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", help="Only the first N rows; counts as a dataset version of its own.", show_default=False
+        ),
+    ] = None,
+    bad_rows: Annotated[
+        str, typer.Option("--bad-rows", help="stop at the first row that cannot be used, or skip and report them.")
+    ] = "stop",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer texts are cut here.")] = 512,
+    mask: Annotated[
+        str, typer.Option("--mask", help="Tokens that never fire: none, special, first, or special,first.")
+    ] = "special,first",
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-tokens", help="Padded tokens a batch. [default: 2048 on a CPU, 16384 on a GPU]", show_default=False
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="The model's arithmetic: auto, float32, bfloat16, float16.")
+    ] = "auto",
+    model_name: Annotated[
+        str | None,
+        typer.Option(
+            "--model-name", help="The model's name in ids; made from --model unless given.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell tokens, bytes and time, and write nothing.")] = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Run datasets through a model and its SAEs, and store which features fire.
+
+    Run it again after any interruption: it goes on where it stopped. Run it again when complete: it says so and writes nothing.
+    """
+    try:
+        from indexer.config import IndexConfig, parse_dataset_option
+        from indexer.estimate import estimate
+        from indexer.run import index as run_index
+    except ImportError as error:
+        raise InputError(
+            f"indexing needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
+        ) from None
+
+    config = IndexConfig(
+        model=model,
+        sae=sae,
+        datasets=tuple(parse_dataset_option(text) for text in dataset),
+        layers=layers,
+        set_name=set_name,
+        model_name=model_name,
+        text_field=text_field,
+        template=template,
+        id_field=id_field,
+        limit=limit,
+        bad_rows=bad_rows,
+        max_tokens=max_tokens,
+        mask=mask,
+        batch_tokens=batch_tokens,
+        device=device,
+        dtype=dtype,
+    )
+    progress = DrawnProgress()
+    if dry_run:
+        answer = estimate(config, settings(home), progress)
+        if wants_json(json):
+            print_json(answer)
+        else:
+            show_estimate(answer)
+        return
+    reports = run_index(config, settings(home), progress)
+    if wants_json(json):
+        print_json(runs_page(settings(home), reports))
+    else:
+        show_reports(reports)
+
+
+def runs_page(where: Settings, reports: list[RunReport]) -> Page[RunItem]:
+    """The finished runs in the shape of `/v1/runs`."""
+    from api.services.catalog import runs_by_id
+    from schema.home import open_home
+
+    with open_home(where).database.reading() as session:
+        return Page(data=runs_by_id(session, [report.run for report in reports]), next_cursor=None)
+
+
+def show_estimate(answer: EstimateAnswer) -> None:
+    made = table("dataset", "samples", "tokens", "95 % interval", "", right={"samples", "tokens", "95 % interval"})
+    for each in answer.datasets:
+        low, high = each.n_tokens_interval
+        exact = low == high
+        made.add_row(
+            each.name,
+            f"{each.n_samples:,}",
+            f"{each.n_tokens:,}",
+            "exact" if exact else f"{low:,}–{high:,}",
+            "finished" if each.finished else "",
+        )
+    OUT.print(made)
+    OUT.print(
+        f"\n{answer.n_tokens:,} tokens through {answer.n_saes} SAEs give about {number(answer.n_activations)} activations, "
+        f"{size(answer.bytes)} on disk ({answer.bytes_per_activation:.2f} bytes each) in {duration(answer.seconds)}."
+    )
+    OUT.print(
+        f"Measured on {answer.measured_tokens:,} of these tokens: {number(answer.tokens_per_second)} tokens/s "
+        f"({answer.device}, {answer.dtype}). Nothing was written.",
+        style="dim",
+    )
+
+
+def show_reports(reports: list[RunReport]) -> None:
+    made = table(
+        "dataset",
+        "samples",
+        "tokens",
+        "SAEs",
+        "activations",
+        "on disk",
+        "",
+        right={"samples", "tokens", "SAEs", "activations", "on disk"},
+    )
+    for r in reports:
+        state = "was complete, nothing written" if r.already else "complete"
+        name = r.dataset if r.version == 1 else f"{r.dataset}@{r.version}"
+        made.add_row(
+            name, f"{r.n_samples:,}", f"{r.n_tokens:,}", str(len(r.saes)), number(r.n_activations), size(r.bytes), state
+        )
+    OUT.print(made)
+    for r in reports:
+        for count, what in (
+            (r.n_truncated, "texts were cut at the token limit (--max-tokens)"),
+            (r.n_empty, "samples have no token that counts under the mask; they count as samples with no feature"),
+            (r.n_saturated, "activations lie beyond float16 and were stored as 65504"),
+        ):
+            if count:
+                ERRORS.print(f"{r.dataset}: {count:,} {what}", style="yellow", markup=False)
+    sae = reports[-1].saes[len(reports[-1].saes) // 2]
+    names = " ".join(r.dataset for r in reports)
+    OUT.print(
+        "\nNext: "
+        + (
+            f"scopebase overlap {names} --sae {sae}"
+            if len(reports) > 1
+            else f"scopebase redundancy {names} --sae {sae}"
+        ),
+        markup=False,
+    )

@@ -1,0 +1,47 @@
+"""Options that every command takes, before or after its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from schema.records import Pool
+from schema.settings import Settings
+
+
+@dataclass
+class Globals:
+    """What stood before the command's name."""
+
+    home: Path | None = None
+    json: bool = False
+
+
+GLOBALS = Globals()
+
+Home = Annotated[Optional[Path], typer.Option("--home", help="The home to use.", show_default=False)]  # noqa: UP045
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+SaeOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--sae", help="<model>/<layer>-<set>; may be left out where the home has one SAE.", show_default=False
+    ),
+]
+PoolOption = Annotated[
+    Pool, typer.Option("--pool", help="any: fires at some token; last: at the last one, as in the paper.")
+]
+MinSamplesOption = Annotated[
+    int, typer.Option("--min-samples", help="A footprint holds what fires in at least so many samples.")
+]
+AsOfOption = Annotated[Optional[int], typer.Option("--as-of", help="Answer as of this snapshot.", show_default=False)]  # noqa: UP045
+
+
+def settings(home: Path | None) -> Settings:
+    return Settings.read(home or GLOBALS.home)
+
+
+def wants_json(json: bool) -> bool:
+    return json or GLOBALS.json

@@ -1,0 +1,52 @@
+"""`make bench`: measures what Scopebase promises, as ratios in one run, and prints tables for docs/benchmarks.md.
+
+    python -m tests.speed                        # everything, about 25 minutes on two cores
+    python -m tests.speed indexing --rounds 5    # one part
+    python -m tests.speed indexing --peers /path/to/python   # an interpreter with sae-lens or eai-delphi installed
+
+Each part is a module of this folder with `measure(args) -> list[Table]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import scopebase  # noqa: F401
+from tests.speed import indexing, memory, service, storage
+
+PARTS = {"indexing": indexing.measure, "storage": storage.measure, "service": service.measure, "memory": memory.measure}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to measure; all of them unless given")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--peers", default=sys.executable, help="Python with sae-lens or eai-delphi, for the comparison"
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench-results"))
+    args = parser.parse_args()
+    args.out.mkdir(exist_ok=True)
+    print(
+        f"# {platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+    )
+    results = {}
+    for name in args.parts or PARTS:
+        begin = time.monotonic()
+        tables = PARTS[name](args)
+        for table in tables:
+            print("\n" + table.markdown(), flush=True)
+        results[name] = [table.__dict__ for table in tables]
+        print(f"\n({name}: {time.monotonic() - begin:.0f} s)", flush=True)
+        (args.out / f"{name}.json").write_text(json.dumps(results[name], indent=1))
+
+
+if __name__ == "__main__":
+    main()

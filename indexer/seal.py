@@ -1,10 +1,12 @@
 """Sealing a pair: its profile from the shards' parts, and its postings from the forward rows, one segment at a time.
 
-Memory is bounded by a segment (4 million postings), not by the run. Everything is derived, so sealing twice gives the same bytes.
+Memory is bounded by a block of features (about a million postings), not by the run: a segment's rows are read once for each of its
+blocks. Everything is derived, so sealing twice gives the same bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from schema.store import Store
 
 _CODE_BITS = 9
 _SAMPLE_BITS = 31
+BLOCK_POSTINGS = 1_000_000
 BLOCK_ROWS = 1024
 LISTS = [field.name for field in PARTS if pa.types.is_list(field.type)]
 
@@ -63,29 +66,55 @@ def profile_row(pair: int, profile: Profile) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=PROFILES)
 
 
-def postings(store: Store, pair: int, segment: int, first: int, stop: int, d_sae: int) -> Iterator[pa.RecordBatch]:
+@dataclass(frozen=True)
+class Source:
+    """The rows of `forward` that one segment of a pair inverts."""
+
+    store: Store
+    pair: int
+    segment: int
+    first: int
+    stop: int
+
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        first, stop = (sample_key(self.pair, ordinal) for ordinal in (self.first, self.stop))
+        yield from self.store.span("forward", first, stop, ["key", *columns])
+
+
+def postings(source: Source, profile: Profile) -> Iterator[pa.RecordBatch]:
     """The rows of `postings` of one segment: every feature has one, those that never fire an empty one."""
-    pooled = _inverted(store, pair, first, stop, ("features", "maxima"), d_sae)
-    last = _inverted(store, pair, first, stop, ("last_features", "last_values"), d_sae)
-    for begin in range(0, d_sae, BLOCK_ROWS):
-        end = min(begin + BLOCK_ROWS, d_sae)
-        columns = [pa.array(np.arange(feature_key(segment, begin), feature_key(segment, end)), pa.int64())]
-        columns += pooled.columns(begin, end, ("samples", "maxima"))
-        columns += last.columns(begin, end, ("last_samples", "last_values"))
-        yield pa.RecordBatch.from_arrays(columns, schema=POSTINGS)
+    for begin, end in blocks(profile, source.stop - source.first):
+        pooled = _inverted(source, ("features", "maxima"), begin, end)
+        last = _inverted(source, ("last_features", "last_values"), begin, end)
+        for row in range(begin, end, BLOCK_ROWS):
+            stop = min(row + BLOCK_ROWS, end)
+            columns = [
+                pa.array(np.arange(feature_key(source.segment, row), feature_key(source.segment, stop)), pa.int64())
+            ]
+            columns += pooled.columns(row - begin, stop - begin, ("samples", "maxima"))
+            columns += last.columns(row - begin, stop - begin, ("last_samples", "last_values"))
+            yield pa.RecordBatch.from_arrays(columns, schema=POSTINGS)
+
+
+def blocks(profile: Profile, n_samples: int) -> list[tuple[int, int]]:
+    """Ranges of features that hold about BLOCK_POSTINGS each among n of the pair's samples, judged by the pair's profile."""
+    until = np.cumsum(profile.samples_any + profile.samples_last) * (n_samples / max(1, profile.n_samples))
+    cuts = np.searchsorted(until, np.arange(BLOCK_POSTINGS, until[-1], BLOCK_POSTINGS)) + 1
+    edges = np.unique([0, *cuts, profile.d_sae]).tolist()
+    return list(itertools.pairwise(edges))
 
 
 @dataclass(frozen=True)
 class Inverted:
-    """One pool of a segment, turned from samples to features."""
+    """One pool of a block of features, turned from samples to features."""
 
     keys: npt.NDArray[np.int64]
     """(n,) feature | sample | code, sorted."""
     offsets: npt.NDArray[np.int64]
-    """(d_sae + 1,) where each feature begins."""
+    """(n_features + 1,) where each of the block's features begins."""
 
     def columns(self, begin: int, end: int, names: tuple[str, str]) -> list[pa.ListArray]:
-        """The samples and codes of features [begin, end) as list columns."""
+        """The samples and codes of the block's features [begin, end) as list columns."""
         rows = self.offsets[begin : end + 1]
         block, rows = self.keys[rows[0] : rows[-1]], rows - rows[0]
         sample = (block >> _CODE_BITS & ((1 << _SAMPLE_BITS) - 1)).astype(np.int32)
@@ -96,18 +125,21 @@ class Inverted:
         ]
 
 
-def _inverted(store: Store, pair: int, first: int, stop: int, names: tuple[str, str], d_sae: int) -> Inverted:
-    span = store.span("forward", sample_key(pair, first), sample_key(pair, stop), ["key", *names])
-    pieces = [_postings_of(batch, pair, first, *names) for batch in span]
+def _inverted(source: Source, names: tuple[str, str], begin: int, end: int) -> Inverted:
+    pieces = [_postings_of(batch, source, *names, begin, end) for batch in source.batches([*names])]
     keys = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
     keys.sort()
-    return Inverted(keys, np.searchsorted(keys, np.arange(d_sae + 1, dtype=np.int64) << (_SAMPLE_BITS + _CODE_BITS)))
+    firsts = np.arange(begin, end + 1, dtype=np.int64) << (_SAMPLE_BITS + _CODE_BITS)
+    return Inverted(keys, np.searchsorted(keys, firsts))
 
 
-def _postings_of(batch: pa.RecordBatch, pair: int, first: int, features: str, codes: str) -> npt.NDArray[np.int64]:
-    """feature | sample | code as one int64 each."""
+def _postings_of(
+    batch: pa.RecordBatch, source: Source, features: str, codes: str, begin: int, end: int
+) -> npt.NDArray[np.int64]:
+    """feature | sample | code as one int64 each, of features [begin, end)."""
     differing, offsets = flat_column(batch.column(features))
     feature = accumulate(differing.astype(np.int64), offsets)
-    sample = np.repeat(batch.column("key").to_numpy() - sample_key(pair, first), np.diff(offsets))
+    sample = np.repeat(batch.column("key").to_numpy() - sample_key(source.pair, source.first), np.diff(offsets))
     code = flat_column(batch.column(codes))[0].astype(np.int64)
-    return feature << (_SAMPLE_BITS + _CODE_BITS) | sample << _CODE_BITS | code
+    keys = feature << (_SAMPLE_BITS + _CODE_BITS) | sample << _CODE_BITS | code
+    return keys[(feature >= begin) & (feature < end)]

@@ -13,17 +13,19 @@ from indexer.engine import Engine
 from indexer.ingest import write_directions, write_samples
 from indexer.progress import Bar, Progress
 from indexer.rows import sample_texts
-from indexer.seal import merged_profile, postings, profile_row
+from indexer.seal import Source, merged_profile, postings, profile_row
 from indexer.survey import DatasetSpec
 from schema.errors import LeaseLost
 from schema.home import Home
 from schema.lookup import segments_of
-from schema.publish import Staged, discard, publish, size, write
+from schema.publish import Staged, discard, merge, publish, size, write
 from schema.recipe import Recipe
 from schema.records import Survey, Tokens
 from schema.tables import Run, RunSae, Shard
 
 WAIT_SECONDS = 1.0
+MERGE_EVERY = 256
+"""Shards after which this worker merges the fragments of its tables."""
 Stats = dict[str, object]
 
 
@@ -45,6 +47,7 @@ class Worker:
         self.kinds = {"samples": self.samples, "directions": self.directions, "encode": self.encode, "seal": self.seal}
         self._stack = ExitStack()
         self._bars: dict[str, Bar] = {}
+        self._since_merge = 0
 
     def work(self) -> None:
         """Works until the run is finished, by this process or together with others."""
@@ -71,6 +74,11 @@ class Worker:
             discard(self.home.store, staged)
             raise
         publish_staged(self.home)
+        self._since_merge += 1
+        if self._since_merge == MERGE_EVERY:
+            self._since_merge = 0
+            for table in staged:
+                merge(self.home.store, table, self.home.ledger.settled)
 
     def _finished(self) -> bool:
         with self.home.database.reading() as session:
@@ -144,13 +152,12 @@ class Worker:
             pair = session.get_one(RunSae, shard.run_sae_id)
             segments = segments_of(session, pair.id)
         bar = self._drawn("seal", f"sealing {self.spec.name}", len(self.run.pairs))
-        staged["profiles"] = write(
-            store, "profiles", profile_row(pair.id, merged_profile(store, pair.id, pair.sae.d_sae))
-        )
+        profile = merged_profile(store, pair.id, pair.sae.d_sae)
+        staged["profiles"] = write(store, "profiles", profile_row(pair.id, profile))
         staged["postings"] = []
         for segment in segments:
-            rows = postings(store, pair.id, segment.id, segment.first, segment.stop, pair.sae.d_sae)
-            staged["postings"] += write(store, "postings", rows)
+            source = Source(store, pair.id, segment.id, segment.first, segment.stop)
+            staged["postings"] += write(store, "postings", postings(source, profile))
         bar.advance(1)
         return {}
 

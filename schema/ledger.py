@@ -160,6 +160,11 @@ class Ledger:
         with self.database.reading() as session:
             return not session.scalar(select(func.count()).where(Shard.state.in_(["leased", "staged"])))
 
+    def settled(self) -> bool:
+        """Nothing is staged anywhere, so fragments may be merged."""
+        with self.database.reading() as session:
+            return not session.scalar(select(func.count()).where(Shard.state == "staged"))
+
     def commit(self, shards: list[Shard]) -> None:
         """Marks published shards, opens what they were waited for, and finishes runs whose every shard is committed."""
         with self.database.writing() as session:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ Staged = dict[str, list[str]]
 """Table -> its new fragments, each as Lance's JSON."""
 
 MANY_FRAGMENTS = 16
+"""Fewer are not worth merging. The unmerged copy stays on the disk as long as a reader may hold it (`KEEP_VERSIONS`)."""
+MERGED_ROWS = 1 << 17
+"""Fragments of so many rows are left alone, so that a long run's rows are rewritten once."""
+PAGE_BYTES = 1 << 20
+"""What a column collects before it is written; Lance's 8 MiB hold 50 MB more memory and save nothing."""
 KEEP_VERSIONS = timedelta(hours=1)
 """How long readers may hold on to an old version, and how old a file that nobody names must be to be swept."""
 
@@ -40,7 +45,13 @@ def write(store: Store, table: str, rows: pa.Table | Iterable[pa.RecordBatch]) -
     """
     reader = rows if isinstance(rows, pa.Table) else pa.RecordBatchReader.from_batches(schema_of(table), rows)
     with storage_faults(store):
-        fragments = write_fragments(reader, store.uri(table), schema=schema_of(table), data_storage_version="2.2")
+        fragments = write_fragments(
+            reader,
+            store.uri(table),
+            schema=schema_of(table),
+            data_storage_version="2.2",
+            data_cache_bytes=PAGE_BYTES,
+        )
         if store.local:
             fsync_files(_files(store, table, fragments))
     return [json.dumps(fragment.to_json()) for fragment in fragments]
@@ -117,18 +128,14 @@ def _manifest(store: Store, table: str, version: int) -> list[Path]:
 def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
     """Merges small fragments, brings the key index up to date and removes what nobody names any more.
 
-    Compaction erases the file names by which a staged shard is recognised, so it waits until nothing is staged (`quiet`, asked after
-    the manifest was read). What it cannot do now, the next run does.
+    Args:
+        quiet: whether nothing is leased or staged. What cannot be done now, the next run does.
     """
+    merge(store, table, quiet)
     snapshot = store.latest(table)
     if not quiet():
         return
     try:
-        if len(snapshot.get_fragments()) > MANY_FRAGMENTS:
-            snapshot.optimize.compact_files(
-                compaction_mode="try_binary_copy", excluded_fragment_ids=[_fence_id(snapshot)]
-            )
-            snapshot = store.latest(table)
         if snapshot.describe_indices():
             snapshot.optimize.optimize_indices()
         else:
@@ -138,6 +145,23 @@ def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
             _sweep(store, table)
     except CommitConflictError:
         return
+
+
+def merge(store: Store, table: str, settled: Callable[[], bool]) -> None:
+    """Merges small fragments: a manifest of thousands is slow to commit and to read.
+
+    Args:
+        settled: whether nothing is staged, asked after the manifest was read: merging erases the file names by which a staged shard
+            is recognised.
+    """
+    snapshot = store.latest(table)
+    if len(snapshot.get_fragments()) > MANY_FRAGMENTS and settled():
+        with suppress(CommitConflictError):
+            snapshot.optimize.compact_files(
+                target_rows_per_fragment=MERGED_ROWS,
+                compaction_mode="try_binary_copy",
+                excluded_fragment_ids=[_fence_id(snapshot)],
+            )
 
 
 def remove_rows(store: Store, table: str, first: int, stop: int) -> None:

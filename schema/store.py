@@ -20,6 +20,8 @@ from schema.layout import FORMAT, TABLES, fence_row, schema_of
 
 _IDENTITY = b"scopebase.store"
 _FORMAT = b"scopebase.format"
+SCAN_CACHE = 8 << 20
+"""What a handle that reads everything once keeps of the files' metadata. Lance's own default would grow with the number of files."""
 
 
 class Store:
@@ -94,8 +96,8 @@ class Store:
             return self._open[name]
 
     def latest(self, name: str) -> Any:
-        """A handle of its own that sees the newest commit."""
-        return lance.dataset(self.uri(name))
+        """A handle of its own that sees the newest commit, for scans and commits."""
+        return lance.dataset(self.uri(name), metadata_cache_size_bytes=SCAN_CACHE)
 
     def refresh(self) -> None:
         """Forgets the open handles."""
@@ -114,13 +116,19 @@ class Store:
             .to_table()
         )
         place = {key: i for i, key in enumerate(found.column("key").to_pylist())}
-        return found.take([place[key] for key in keys if key in place])
+        return found.take(pa.array([place[key] for key in keys if key in place], pa.int64()))
 
     def span(self, table: str, first: int, stop: int, columns: Sequence[str] | None = None) -> Any:
-        """Record batches of the rows with first <= key < stop, in no particular order."""
+        """Record batches of the rows with first <= key < stop as of now, in no particular order."""
         return (
-            self.table(table)
-            .scanner(columns=columns, filter=f"key >= {int(first)} AND key < {int(stop)}", batch_size=1024)
+            self.latest(table)
+            .scanner(
+                columns=columns,
+                filter=f"key >= {int(first)} AND key < {int(stop)}",
+                batch_size=1024,
+                batch_readahead=4,
+                fragment_readahead=1,
+            )
             .to_batches()
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from indexer import seal, worker
 from indexer.config import IndexConfig
 from indexer.estimate import estimate
 from indexer.run import index
+from schema import publish
 from schema.errors import Conflict, InputError, WorkFailed
 from schema.home import open_home
 from schema.layout import FENCE, directions_table, feature_key, flat_column, sample_key
@@ -211,6 +214,24 @@ def test_a_sample_without_a_token_that_counts_has_no_feature(
     assert (forward["n_tokens"], forward["features"], forward["last_features"]) == (0, [], [])
 
 
+def test_blocks_of_features_and_merging_on_the_way_change_no_row(
+    tmp_path: Path, index_args: dict[str, Any], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(index_args, data_dir, layers="1,2", batch_tokens=64)
+    plain, cut = (Settings.read(tmp_path / name, {}) for name in ("plain", "cut"))
+    index(asked, plain)
+    monkeypatch.setattr(seal, "BLOCK_POSTINGS", 50)
+    monkeypatch.setattr(worker, "MERGE_EVERY", 1)
+    monkeypatch.setattr(publish, "MANY_FRAGMENTS", 2)
+    merged: list[str] = []
+    monkeypatch.setattr(
+        worker, "merge", lambda store, table, settled: merged.append(table) or publish.merge(store, table, settled)
+    )
+    index(asked, cut)
+    assert everything(cut) == everything(plain)
+    assert "forward" in merged
+
+
 def test_small_batches_and_shards_give_the_same_counts(
     tmp_path: Path, index_args: dict[str, Any], data_dir: Path
 ) -> None:
@@ -224,24 +245,28 @@ def test_small_batches_and_shards_give_the_same_counts(
 
 
 def test_two_processes_on_one_run_share_the_work(tmp_path: Path, index_args: dict[str, Any], data_dir: Path) -> None:
-    """Threads of their own homes stand for processes: they meet only in the stores."""
     alone, shared = Settings.read(tmp_path / "a", {}), Settings.read(tmp_path / "b", {})
     plan = config(index_args, data_dir, names=("tales", "songs"), layers="0,1", batch_tokens=32)
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "scopebase",
+            "--home",
+            str(shared.home),
+            "index",
+            "--layers",
+            "0,1",
+            "--batch-tokens",
+            "32",
+        ),
+        *("--max-tokens", str(plan.max_tokens), "--model", plan.model, "--sae", plan.sae),
+        *(part for name, source in plan.datasets for part in ("--dataset", f"{name}={source}")),
+    ]
+    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     index(plan, alone)
-    faults: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            index(plan, shared)
-        except BaseException as error:
-            faults.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert faults == []
+    for each in workers:
+        assert (each.wait(), each.stderr.read() if each.stderr else "")[0] == 0
     assert everything(shared) == everything(alone)
 
 

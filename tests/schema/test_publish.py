@@ -99,6 +99,7 @@ def test_compaction_waits_while_something_is_staged(store: Store, monkeypatch: p
     land(store, 40, 3)
     store.refresh()
     assert store.rows("samples", [42, 7, 99, 0]).column("id").to_pylist() == ["s42", "s7", "s0"]
+    assert store.rows("samples", [99]).num_rows == 0
 
 
 def test_orphans_are_swept_when_they_are_old_and_only_then(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

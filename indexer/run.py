@@ -13,7 +13,6 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from lance.commit import CommitConflictError
 from sqlalchemy import select
 
 from indexer.config import IndexConfig
@@ -25,7 +24,7 @@ from indexer.worker import Worker, publish_staged
 from schema.catalog import register_dataset, register_model, register_run, register_sae
 from schema.home import Home, check_writable, find_home, make_home
 from schema.layout import SAMPLE_BITS, directions_table, sample_key
-from schema.publish import maintain, remove_rows
+from schema.publish import giving_way, maintain, remove_rows
 from schema.recipe import Recipe
 from schema.records import ModelCard, RunReport, SaeCard, Survey
 from schema.settings import Settings
@@ -102,7 +101,7 @@ def tidy(home: Home) -> None:
 
     Answers do not depend on it: whoever is in the way, the next command tidies up.
     """
-    with contextlib.suppress(CommitConflictError):
+    with giving_way():
         for pair in spent_parts(home):
             remove_rows(home.store, "parts", sample_key(pair), sample_key(pair + 1))
         for table in home.store.names():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ Staged = dict[str, list[str]]
 """Table -> its new fragments, each as Lance's JSON."""
 
 MANY_FRAGMENTS = 16
-"""Fewer are not worth merging. The unmerged copy stays on the disk as long as a reader may hold it (`KEEP_VERSIONS`)."""
+"""Fewer are not worth merging."""
 MERGED_ROWS = 1 << 17
 """Fragments of so many rows are left alone, so that a long run's rows are rewritten once."""
 PAGE_BYTES = 1 << 20
 """What a column collects before it is written; Lance's 8 MiB hold 50 MB more memory and save nothing."""
-KEEP_VERSIONS = timedelta(hours=1)
-"""How long readers may hold on to an old version, and how old a file that nobody names must be to be swept."""
+ORPHAN_AGE = timedelta(hours=1)
+"""How old a file that no version names must be to be swept."""
 
 
 def write(store: Store, table: str, rows: pa.Table | Iterable[pa.RecordBatch]) -> list[str]:
@@ -101,8 +101,10 @@ def publish(store: Store, table: str, staged: Callable[[], list[str]]) -> int:
             )
             try:
                 done = lance.LanceDataset.commit(store.uri(table), change, read_version=snapshot.version, max_retries=0)
-            except CommitConflictError:
-                continue
+            except (CommitConflictError, OSError) as error:
+                if overtaken(error):
+                    continue
+                raise
             if store.local:
                 fsync_files([*_files(store, table, fence), *_manifest(store, table, done.version)])
             return len(new)
@@ -126,25 +128,26 @@ def _manifest(store: Store, table: str, version: int) -> list[Path]:
 
 
 def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
-    """Merges small fragments, brings the key index up to date and removes what nobody names any more.
+    """Merges small fragments, brings the key index up to date and removes what the newest version does not name.
+
+    Who reads an older version finds its files gone and opens the newest (`Store.rows`).
 
     Args:
         quiet: whether nothing is leased or staged. What cannot be done now, the next run does.
     """
     merge(store, table, quiet)
-    snapshot = store.latest(table)
-    if not quiet():
-        return
-    try:
+    with giving_way():
+        snapshot = store.latest(table)
+        if not quiet():
+            return
         if snapshot.describe_indices():
             snapshot.optimize.optimize_indices()
         else:
             snapshot.create_scalar_index("key", "BTREE")
-        snapshot.cleanup_old_versions(older_than=KEEP_VERSIONS)
+        if quiet():
+            snapshot.cleanup_old_versions(older_than=timedelta(0))
         if store.local and quiet():
             _sweep(store, table)
-    except CommitConflictError:
-        return
 
 
 def merge(store: Store, table: str, settled: Callable[[], bool]) -> None:
@@ -156,7 +159,7 @@ def merge(store: Store, table: str, settled: Callable[[], bool]) -> None:
     """
     snapshot = store.latest(table)
     if len(snapshot.get_fragments()) > MANY_FRAGMENTS and settled():
-        with suppress(CommitConflictError):
+        with giving_way():
             snapshot.optimize.compact_files(
                 target_rows_per_fragment=MERGED_ROWS,
                 compaction_mode="try_binary_copy",
@@ -174,10 +177,25 @@ def _sweep(store: Store, table: str) -> None:
     """Removes data files that no version names and no living worker can still be writing."""
     snapshot = store.latest(table)
     tracked = {path for batch in snapshot.tracked_files() for path in batch.column("path").to_pylist()}
-    eldest = (datetime.now(UTC) - KEEP_VERSIONS).timestamp()
+    eldest = (datetime.now(UTC) - ORPHAN_AGE).timestamp()
     for path in Path(store.uri(table), "data").iterdir():
         if f"data/{path.name}" not in tracked and path.stat().st_mtime < eldest:
             path.unlink(missing_ok=True)
+
+
+def overtaken(error: BaseException) -> bool:
+    """Whether another process changed the table, or removed the version that was being read."""
+    return isinstance(error, CommitConflictError) or "not found" in str(error).lower()
+
+
+@contextmanager
+def giving_way() -> Any:
+    """Leaves the work undone where another process overtook it."""
+    try:
+        yield
+    except (CommitConflictError, OSError, pa.ArrowInvalid) as error:
+        if not overtaken(error):
+            raise
 
 
 @contextmanager

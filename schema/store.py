@@ -110,11 +110,14 @@ class Store:
             return schema_of(table).empty_table()
         wanted = [*dict.fromkeys(keys)]
         names = None if columns is None else ["key", *(c for c in columns if c != "key")]
-        found = (
-            self.table(table)
-            .scanner(columns=names, filter=f"key IN ({', '.join(str(int(k)) for k in wanted)})")
-            .to_table()
-        )
+        asked = {"columns": names, "filter": f"key IN ({', '.join(str(int(k)) for k in wanted)})"}
+        try:
+            found = self.table(table).scanner(**asked).to_table()
+        except (OSError, pa.ArrowInvalid) as error:
+            if "not found" not in str(error).lower():
+                raise
+            self.refresh()  # the version that was open has been cleaned away since
+            found = self.table(table).scanner(**asked).to_table()
         place = {key: i for i, key in enumerate(found.column("key").to_pylist())}
         return found.take(pa.array([place[key] for key in keys if key in place], pa.int64()))
 

@@ -97,7 +97,7 @@ def library(settings: Settings) -> Iterator[Library]:
 
 
 def test_counts_equal_one_sample_at_a_time_in_float32(
-    settings: Settings, data: dict[str, list[dict[str, Any]]]
+    settings: Settings, record_property: Any, data: dict[str, list[dict[str, Any]]]
 ) -> None:
     home = open_home(settings)
     with home.database.reading() as session:

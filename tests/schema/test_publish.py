@@ -102,6 +102,21 @@ def test_compaction_waits_while_something_is_staged(store: Store, monkeypatch: p
     assert store.rows("samples", [99]).num_rows == 0
 
 
+def test_a_reader_of_a_version_that_was_cleaned_away_finds_the_rows(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "MANY_FRAGMENTS", 2)
+    for first in range(0, 40, 10):
+        land(store, first, 10)
+    store.refresh()
+    held = store.table("samples")
+    files = set(Path(store.uri("samples"), "data").iterdir())
+    maintain(Store(store.url), "samples", lambda: True)
+    assert not files <= set(Path(store.uri("samples"), "data").iterdir())
+    assert store.table("samples") is held
+    assert store.rows("samples", [3, 31]).column("id").to_pylist() == ["s3", "s31"]
+
+
 def test_orphans_are_swept_when_they_are_old_and_only_then(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import timedelta
 
@@ -111,7 +126,7 @@ def test_orphans_are_swept_when_they_are_old_and_only_then(store: Store, monkeyp
     land(store, 10, 3)
     maintain(store, "samples", lambda: True)
     assert orphan.exists()
-    monkeypatch.setattr(publishing, "KEEP_VERSIONS", timedelta(0))
+    monkeypatch.setattr(publishing, "ORPHAN_AGE", timedelta(0))
     maintain(store, "samples", lambda: True)
     assert not orphan.exists()
     assert keys(store) == [10, 11, 12]

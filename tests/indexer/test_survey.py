@@ -58,7 +58,7 @@ def row(**changes: Any) -> dict[str, Any]:
     ("bad", "words"),
     [
         ({"id": "x", "body": "no text"}, "has no field 'text'"),
-        (row(text=7), "is a int, not text"),
+        (row(text=7), "is a number, not text"),
         (row(text=None), "is null, not text"),
         (row(text=""), "empty or only white space"),
         (row(text=" \n\t\u3000 "), "empty or only white space"),

@@ -20,7 +20,7 @@ def test_a_template_joins_fields_and_takes_numbers() -> None:
     [
         ({"body": "x"}, "has no field 'text'.*--text-field"),
         ({"text": None}, "is null, not text"),
-        ({"text": 3}, "is a int, not text"),
+        ({"text": 3}, "is a number, not text"),
         ({"text": ["a"]}, "is a list, not text"),
     ],
 )

@@ -181,7 +181,7 @@ def _rows(*rows: dict[str, Any]) -> Callable[[Path], str]:
         (_file("g.jsonl.gz", b"\x1f\x8b broken"), "is a broken gzip file"),
         (_file("j.jsonl", '{"text": "ok", "id": "1"}\n{oops\n'), "line 2 is not JSON"),
         (_rows({"body": "x"}), "has no field 'text'"),
-        (_rows({"text": 5}), "is a int, not text"),
+        (_rows({"text": 5}), "is a number, not text"),
         (_rows({"text": "  \n "}), "only white space"),
         (_rows({"text": "a" * 1_000_000}), "1,000,000 characters"),
         (_rows({"text": "a\x00b"}), "NUL"),

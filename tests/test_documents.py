@@ -1,0 +1,51 @@
+"""The documents tell the truth: their links lead somewhere, and the commands and options they show exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.documents import FOLDER, commands, openapi
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+BLOCK = re.compile(r"```(?:bash|sh|console|shell|)\n(.*?)```", re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        assert target.startswith(("http://", "https://")) or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_options_exist(page: Path) -> None:
+    known = commands()
+    for line in (line for block in BLOCK.findall(page.read_text()) for line in _calls(block)):
+        words = shlex.split(line, comments=True)[1:]
+        while words and words[0].startswith("-"):
+            words = words[2:] if words[0] == "--home" else words[1:]
+        name = next((n for n in (" ".join(words[:2]), " ".join(words[:1])) if n in known), None)
+        assert name is not None, line
+        asked = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert asked <= known[name] | known[""], line
+
+
+def _calls(block: str) -> list[str]:
+    """The lines of a block that call scopebase, continued lines joined; `[options]`, `...` and usage lines left out."""
+    joined = block.replace("\\\n", " ")
+    lines = [line.strip().removeprefix("$ ") for line in joined.splitlines()]
+    return [line for line in lines if line.startswith("scopebase ") and "[OPTIONS]" not in line and "|" not in line]
+
+
+def test_the_reference_has_every_command_and_route() -> None:
+    text = (FOLDER / "command-line.md").read_text()
+    for name, options in commands().items():
+        section = text.split(f"## `{f'scopebase {name}'.strip()}`")[1].split("\n## ")[0]
+        assert all(option in section for option in options - {"-h"}), name
+    assert json.loads((FOLDER / "openapi.json").read_text()) == json.loads(openapi())

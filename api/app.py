@@ -9,6 +9,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from api.routes import catalog, health, questions
@@ -32,7 +33,7 @@ def create_app(home: Home) -> FastAPI:
         yield
         home.close()
 
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(  # brings the files of /docs along, for machines without internet
         title="Scopebase",
         version=health.running_version(),
         description=DESCRIPTION,

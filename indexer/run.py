@@ -24,7 +24,7 @@ from indexer.worker import Worker, publish_staged
 from schema.catalog import register_dataset, register_model, register_run, register_sae
 from schema.home import Home, check_writable, find_home, make_home
 from schema.layout import SAMPLE_BITS, directions_table, sample_key
-from schema.publish import giving_way, maintain, remove_rows
+from schema.publish import giving_way, maintain, remove_rows, storage_faults
 from schema.recipe import Recipe
 from schema.records import ModelCard, RunReport, SaeCard, Survey
 from schema.settings import Settings
@@ -78,7 +78,7 @@ def register(
 ) -> tuple[Run, bool]:
     """The run of one dataset, in one transaction with all that it needs, and whether it is finished."""
     home.ensure_table(directions_table(model_card.d_model))
-    with home.database.writing() as session:
+    with home.database.writing(alone=True) as session:
         model = register_model(session, model_card)
         saes = [register_sae(session, model, set_name, card) for card in cards]
         dataset = register_dataset(session, found)
@@ -104,8 +104,9 @@ def tidy(home: Home) -> None:
     with giving_way():
         for pair in spent_parts(home):
             remove_rows(home.store, "parts", sample_key(pair), sample_key(pair + 1))
-        for table in home.store.names():
-            maintain(home.store, table, home.ledger.idle)
+        with storage_faults(home.store):
+            for table in home.tables():
+                maintain(home.store, table, home.ledger.idle)
     home.store.refresh()
 
 

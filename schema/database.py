@@ -13,7 +13,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
@@ -22,6 +22,7 @@ from schema.errors import HomeError, InputError, WorkFailed
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 BUSY_SECONDS = 60
+_ALONE = text("SELECT pg_advisory_xact_lock(7166501)")
 
 
 def make_engine(url: str, *, read_only: bool = False) -> Engine:
@@ -82,13 +83,25 @@ class Database:
             yield session
 
     @contextmanager
-    def writing(self) -> Iterator[Session]:
-        """One transaction: committed at the end, rolled back on any error."""
+    def writing(self, *, alone: bool = False) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back on any error.
+
+        Args:
+            alone: wait for whoever else is alone; for what is looked up and then made, such as names and counts.
+        """
         with _in_words(self.url), self._write.begin() as session:
+            if alone:
+                _wait_alone(session.connection())
             yield session
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _wait_alone(connection: Connection) -> None:
+    """Until the transaction ends, nobody else gets past here. On SQLite a writer is alone anyhow."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_ALONE)
 
 
 @contextmanager
@@ -98,8 +111,8 @@ def _in_words(url: str) -> Iterator[None]:
         yield
     except OperationalError as error:
         name = make_url(url).render_as_string(hide_password=True)
-        text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-        raise WorkFailed(f"the database {name} failed: {text}; mend that and run the same command again") from error
+        reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+        raise WorkFailed(f"the database {name} failed: {reason}; mend that and run the same command again") from error
     except DBAPIError as error:
         if "not a database" in str(error.orig) or "malformed" in str(error.orig):
             raise HomeError(
@@ -150,9 +163,10 @@ def check_revision(database: Database) -> str:
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Brings the database to a revision, in one transaction."""
+    """Brings the database to a revision, in one transaction; who comes at the same time finds it done."""
     config = migration_config(database.url)
     with _in_words(database.url), database.engine.begin() as connection:
+        _wait_alone(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
 

@@ -13,11 +13,12 @@ from sqlalchemy import func, select
 
 from schema.database import Database, check_revision, upgrade
 from schema.errors import HomeError
-from schema.layout import TABLES
+from schema.layout import TABLES, directions_table
 from schema.ledger import Ledger
+from schema.publish import storage_faults
 from schema.settings import Settings
 from schema.store import Store
-from schema.tables import Run, Setting
+from schema.tables import Model, Run, Setting
 
 _STORE_ID = "store_id"
 
@@ -37,7 +38,14 @@ class Home:
     def ensure_table(self, name: str) -> None:
         """Makes a table that not every home has, such as the directions of one width."""
         if not self.store.has(name):
-            self.store.create(self.store.identity() or "", [name])
+            with storage_faults(self.store):
+                self.store.create(self.store.identity() or "", [name])
+
+    def tables(self) -> list[str]:
+        """The store's tables: those that every home has, and directions of each width."""
+        with self.database.reading() as session:
+            widths = session.scalars(select(Model.d_model).distinct().order_by(Model.d_model))
+            return [*TABLES, *(directions_table(width) for width in widths)]
 
     def close(self) -> None:
         self.database.close()
@@ -102,18 +110,20 @@ def make_home(settings: Settings) -> Home:
         database = Database(settings.database_url)
         upgrade(database)
         home = Home(settings, database, Store(settings.store_url))
-    with home.database.writing() as session:
+    with home.database.writing(alone=True) as session:
         known = session.get(Setting, _STORE_ID)
         if known is None:
             known = Setting(name=_STORE_ID, value=uuid.uuid4().hex)
             session.add(known)
-    home.store.create(known.value)
+    with storage_faults(home.store):
+        home.store.create(known.value)
     return home
 
 
 def check_writable(settings: Settings) -> None:
     """Raises HomeError where a home cannot be written, before any work is done."""
-    for folder in {settings.home, settings.store_folder or settings.home}:
+    file = settings.database_file
+    for folder in {folder for folder in (file and file.parent, settings.store_folder) if folder is not None}:
         there = folder
         while not there.exists() and there != there.parent:
             there = there.parent
@@ -126,7 +136,6 @@ def check_writable(settings: Settings) -> None:
             raise HomeError(
                 f"the home {folder} cannot be written ({error.strerror}); choose another with --home"
             ) from error
-    file = settings.database_file
     if file is not None and file.exists() and not os.access(file, os.W_OK):
         raise HomeError(f"the database {file} is read-only; make it writable, or choose another home with --home")
 

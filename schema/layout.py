@@ -24,7 +24,7 @@ import pyarrow as pa
 FORMAT = "1"
 FENCE = -1
 SAMPLE_BITS = 36  # ordinals below 68 billion
-FEATURE_BITS = 24  # SAEs below 16.7 million features
+FEATURE_BITS = 24  # SAEs of up to 16.7 million features; packing holds fewer (`schema.packing.MOST_FEATURES`)
 
 _ZSTD = {b"lance-encoding:compression": b"zstd"}
 _PLAIN = {b"lance-encoding:compression": b"none"}

@@ -167,7 +167,7 @@ class Ledger:
 
     def commit(self, shards: list[Shard]) -> None:
         """Marks published shards, opens what they were waited for, and finishes runs whose every shard is committed."""
-        with self.database.writing() as session:
+        with self.database.writing(alone=True) as session:
             for shard in shards:
                 mark = update(Shard).where(Shard.id == shard.id, Shard.token == shard.token, Shard.state == "staged")
                 session.execute(mark.values(state="committed", staged=None, owner=None, leased_until=None))

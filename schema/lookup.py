@@ -130,7 +130,7 @@ def _unlike(sources: Sequence[Source]) -> str:
     for field in ("mask", "max_tokens", "dtype", "tokenizer_sha256"):
         values = {getattr(source.recipe, field): source.name for source in sources}
         if len(values) > 1:
-            parts = " and ".join(f"{name} with {field}={str(value)[:12]}" for value, name in values.items())
+            parts = " and ".join(f"{name} with {field}={str(value)[:20]}" for value, name in values.items())
             return f"these runs cannot be compared: {parts}; index one of them again like the other"
     return "these runs cannot be compared: their recipes share nothing; index them alike"
 

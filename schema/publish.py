@@ -203,6 +203,8 @@ def storage_faults(store: Store) -> Any:
     """A full or vanished disk in one sentence."""
     try:
         yield
+    except CommitConflictError:  # an OSError, but no fault: the caller looks again
+        raise
     except (OSError, RuntimeError) as error:
         text = str(error)
         if "No space left" in text or "os error 28" in text or "Disk quota" in text:

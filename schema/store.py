@@ -13,7 +13,6 @@ from typing import Any
 
 import lance
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem
 
 from schema.errors import HomeError
 from schema.layout import FORMAT, TABLES, fence_row, schema_of
@@ -42,7 +41,7 @@ class Store:
     def has(self, table: str) -> bool:
         """Whether the table is there, on disk or in the bucket."""
         if self.local:
-            return Path(self.uri(table), "_versions").is_dir()
+            return any(Path(self.uri(table), "_versions").glob("*.manifest"))  # its making may have failed before
         try:
             self.table(table)
         except (ValueError, FileNotFoundError):
@@ -78,15 +77,6 @@ class Store:
                 except OSError:
                     if not self.has(name):  # else another process has just made it
                         raise
-
-    def names(self) -> list[str]:
-        """The tables that are there, directions of every width included."""
-        if self.local:
-            return sorted(path.stem for path in Path(self.url).glob("*.lance"))
-        listed, folder = FileSystem.from_uri(self.url)
-        return sorted(
-            Path(info.path).stem for info in listed.get_file_info(FileSelector(folder)) if info.path.endswith(".lance")
-        )
 
     def table(self, name: str) -> Any:
         """An open handle of a table, a `lance.LanceDataset`."""

@@ -144,7 +144,7 @@ class OverlapAnswer(Wire):
     shared: list[list[int]] = Field(description="[i][j]: features in both footprints")
     rarefied: Matrix = Field(
         description="[i][j]: the overlap to expect of independent random subsets of `rarefied_n` samples each, in closed form; "
-        "[i][i] is what a dataset covers of itself, the most that sampling lets one see"
+        "[i][i] is what one draw of a dataset covers of another: the loss that sampling alone makes"
     )
     rarefied_n: int
     min_samples: int
@@ -201,7 +201,9 @@ class DiffItem(Wire):
     interval: tuple[float, float] = Field(description="95 % of the rate difference, Newcombe's hybrid score")
     p_value: float = Field(description="Fisher's exact test, two-sided")
     q_value: float = Field(description="Benjamini-Hochberg over all features that fire in either dataset")
-    max_activation: float = Field(description="Largest activation in the covering dataset")
+    max_activation: float = Field(
+        description="Largest activation at any token of the covering dataset, whatever the pool"
+    )
     firing_tokens: list[str] = Field(description="Tokens on which it fires in the samples shown, most frequent first")
     samples: list[SampleProof]
 

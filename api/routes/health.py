@@ -27,15 +27,14 @@ def health() -> Health:
 
 @router.get("/ready", responses={503: {"model": Ready}})
 def ready(request: Request, response: Response) -> Ready:
-    """Both stores answer."""
+    """Both stores answer; a store where nothing is indexed yet is ready too."""
     library = request.app.state.library
     checks = {}
-    for name, check in (("database", library.refresh), ("store", lambda: library.store.table("profiles").count_rows())):
+    for name, check in (("database", library.refresh), ("store", library.check_store)):
         try:
-            check()
-            checks[name] = "ok"
+            checks[name] = check() or "ok"
         except (ScopebaseError, OSError, ValueError) as error:
-            checks[name] = str(error)
-    whole = all(result == "ok" for result in checks.values())
+            checks[name] = f"failed: {str(error).splitlines()[0].split(', /')[0][:200]}"
+    whole = not any(result.startswith("failed") for result in checks.values())
     response.status_code = 200 if whole else 503
     return Ready(status="ready" if whole else "not ready", checks=checks)

@@ -25,7 +25,7 @@ from schema.tables import Segment
 from schema.wire import SampleProof, Token
 
 SPARE = 3
-"""So many candidates more than asked for are read: codes rank to within 3 %, the float16 values of the candidates settle the order."""
+"""So many candidates more than asked for are read: values of one code differ by up to 6 %, their float16 values settle the order."""
 WINDOW = 1200
 """Characters of text shown around the strongest token."""
 

@@ -73,6 +73,18 @@ class Library:
             self._seen = (snapshot, moment)
         self.store.refresh()
 
+    def check_store(self) -> str:
+        """'ok', or 'empty' where nothing is indexed yet.
+
+        Raises:
+            OSError, ValueError: the store cannot be read.
+        """
+        with self.home.database.reading() as session:
+            if not newest_snapshot(session) and not self.store.has("profiles"):
+                return "empty"
+        self.store.table("profiles").count_rows()
+        return "ok"
+
     def counts(self, pair: int) -> Counts:
         """The counts of a pair of a finished run."""
         with self._lock:

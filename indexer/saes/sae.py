@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from schema.errors import InputError
+from schema.packing import MOST_FEATURES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -101,6 +102,8 @@ def checked(sae: Sae, place: str) -> Sae:
         InputError: shapes that do not fit each other, another orientation, no floats, NaN or infinity, or a k that cannot be.
     """
     d_sae, d_model = _vector(sae.b_enc, "b_enc", place), _vector(sae.b_dec, "b_dec", place)
+    if d_sae > MOST_FEATURES:
+        raise InputError(f"{place}: {d_sae:,} features; Scopebase stores SAEs of up to {MOST_FEATURES:,}")
     _matrix(sae.W_enc, "W_enc", ("d_sae", "d_model"), (d_sae, d_model), place)
     _matrix(sae.W_dec, "W_dec", ("d_model", "d_sae"), (d_model, d_sae), place)
     if sae.threshold is not None and sae.threshold.shape != (d_sae,):

@@ -113,7 +113,7 @@ def show_overlap(answer: OverlapAnswer) -> None:
         )
         _matrix(answer, names, answer.rarefied)
         OUT.print(
-            "The diagonal is what a dataset covers of itself at that size: no other can be expected to cover more.",
+            "The diagonal is what one draw of a dataset covers of another: what is missing there, sampling took.",
             style="dim",
         )
     _footnote(

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.app import PROBLEM, create_app
+from schema.database import Database, upgrade
 from schema.home import open_home
 from schema.settings import Settings
 
@@ -139,6 +140,15 @@ def test_errors_are_problems(client: TestClient, path: str, params: dict[str, An
 def test_a_method_that_a_route_does_not_have(client: TestClient) -> None:
     response = client.post("/v1/overlap")
     assert (response.status_code, response.headers["content-type"]) == (405, PROBLEM)
+
+
+def test_a_team_home_is_ready_before_its_first_run(tmp_path: Path) -> None:
+    settings = Settings.read(tmp_path / "home", {})
+    settings.home.mkdir()
+    upgrade(Database(settings.database_url))
+    with TestClient(create_app(open_home(settings))) as client:
+        assert get(client, "/ready") == {"status": "ready", "checks": {"database": "ok", "store": "empty"}}
+        assert get(client, "/datasets")["data"] == []
 
 
 def test_not_ready_when_the_store_is_gone(indexed: Settings, tmp_path: Path) -> None:

@@ -275,3 +275,11 @@ def test_layers_are_written_as_people_write_them(tmp_path: Path) -> None:
     found = open_release(str(make_release(tmp_path / "L0_2", 6, 8, 32, 2)))
     with pytest.raises(InputError, match="has no SAE of layer 6; it has 0-5"):
         found.choose("4-6")
+
+
+def test_an_sae_of_more_features_than_keys_hold_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same code at a limit that fits into memory."""
+    monkeypatch.setattr("indexer.saes.sae.MOST_FEATURES", 100)
+    folder = make_release(tmp_path / "SAE-Res-X-W256-L0_6", n_layers=1, d_model=8, d_sae=256, k=6)
+    with pytest.raises(InputError, match=r"layer0.sae.pt: 256 features; Scopebase stores SAEs of up to 100"):
+        open_release(str(folder)).load(0)

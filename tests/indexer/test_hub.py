@@ -1,0 +1,166 @@
+"""Models, SAEs and datasets by their names on the hub: the client library's real requests, to a hub on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer.run import index
+from schema.home import open_home
+from schema.settings import Settings
+from schema.tables import Dataset, Model
+from tests.hub import Hub
+from tests.indexer.test_run import config, everything
+from tests.making import SONGS, TALES, write_jsonl
+
+MODEL, RELEASE, DATASET = "lab/tiny-qwen3", "lab/SAE-Res-Tiny-W256-L0_6", "lab/verses"
+CARD = """---
+configs:
+- config_name: songs
+  data_files:
+  - split: train
+    path: songs/train.jsonl
+  - split: test
+    path: songs/test.jsonl
+- config_name: tales
+  data_files: tales.jsonl
+---
+"""
+
+
+@pytest.fixture(scope="module")
+def shelves(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, release_dir: Path) -> Path:
+    """What the hub holds."""
+    root = tmp_path_factory.mktemp("hub")
+    (root / "models" / "lab").mkdir(parents=True)
+    (root / "models" / MODEL).symlink_to(model_dir)
+    (root / "models" / RELEASE).symlink_to(release_dir)
+    verses = root / "datasets" / DATASET
+    write_jsonl(verses / "songs" / "test.jsonl", SONGS)
+    write_jsonl(verses / "songs" / "train.jsonl", SONGS[:5])
+    write_jsonl(verses / "tales.jsonl", TALES)
+    (verses / "README.md").write_text(CARD)
+    return root
+
+
+@pytest.fixture
+def hub(shelves: Path) -> Iterator[Hub]:
+    with Hub(shelves) as running:
+        yield running
+
+
+@dataclass
+class Desk:
+    """A person's machine: a home, a cache of the hub, and what the hub's address is."""
+
+    folder: Path
+    hub: Hub
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.read(self.folder / "home", {})
+
+    def index(self, dataset: str, *, model: str = MODEL, sae: str = RELEASE, offline: bool = False) -> tuple[int, str]:
+        """Exit status and standard error of `scopebase index`."""
+        environ = {
+            **os.environ,
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(self.folder / "cache"),
+            "HF_HUB_OFFLINE": "1" if offline else "0",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        command = [sys.executable, "-m", "scopebase", "--home", str(self.settings.home), "index", "--set", "tiny"]
+        options = ["--layers", "1", "--model", model, "--sae", sae, "--dataset", dataset]
+        done = subprocess.run([*command, *options], env=environ, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stderr
+
+
+@pytest.fixture
+def desk(tmp_path: Path, hub: Hub) -> Desk:
+    return Desk(tmp_path, hub)
+
+
+def test_model_and_saes_by_hub_id_give_the_rows_of_the_directories(
+    desk: Desk, tmp_path: Path, index_args: dict[str, Any], data_dir: Path, release_dir: Path
+) -> None:
+    songs = f"songs={data_dir / 'songs.jsonl'}"
+    status, err = desk.index(songs)
+    assert status == 0, err
+    here = Settings.read(tmp_path / "here", {})
+    index(config(index_args, data_dir, layers="1", max_tokens=512), here)
+    assert everything(desk.settings) == everything(here)
+    assert desk.hub.fetched(RELEASE) == {"layer1.sae.pt", "config.json"}
+    assert "model.safetensors" in desk.hub.fetched(MODEL)
+    with open_home(desk.settings).database.reading() as session:
+        model = session.query(Model).one()
+        assert (model.name, model.source, model.revision) == ("tiny-qwen3", MODEL, desk.hub.commit(MODEL))
+
+    desk.hub.asked.clear()
+    assert desk.index(songs, model=f"{MODEL}@main", sae=f"{RELEASE}@{desk.hub.commit(RELEASE)}")[0] == 0
+    assert not desk.hub.fetched(MODEL) | desk.hub.fetched(RELEASE), "all of it is in the cache"
+
+    desk.hub.stop()  # the model comes from the cache; what a release holds, only the hub can tell
+    assert desk.index(songs, sae=str(release_dir))[0] == 0
+    check_refused(
+        desk.index(songs, offline=True), f"{RELEASE} cannot be fetched from the hub: .* give a local directory"
+    )
+
+
+def test_a_dataset_by_hub_id(desk: Desk, index_args: dict[str, Any], tmp_path: Path, data_dir: Path) -> None:
+    """Config and split, or the config alone, in the place of a split."""
+    local = {"model": index_args["model"], "sae": index_args["sae"]}
+    for source in (f"hub:{DATASET}:songs:test", f"hub:{DATASET}:tales"):
+        status, err = desk.index(f"verses={source}", **local)
+        assert status == 0, err
+    here = Settings.read(tmp_path / "here", {})
+    for name in ("songs", "tales"):
+        (tmp_path / name).mkdir()
+        rows = (data_dir / f"{name}.jsonl").read_text()
+        (tmp_path / name / "verses.jsonl").write_text(rows)
+        index(config(index_args, tmp_path / name, names=("verses",), layers="1", max_tokens=512), here)
+    assert everything(desk.settings) == everything(here)
+    with open_home(desk.settings).database.reading() as session:
+        versions = [(each.version, each.source, each.n_samples) for each in session.query(Dataset)]
+    assert versions == [(1, f"hub:{DATASET}:songs:test", len(SONGS)), (2, f"hub:{DATASET}:tales", len(TALES))]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"model": "lab/nothing"}, "model lab/nothing cannot be fetched from the hub: RepositoryNotFoundError"),
+        ({"model": f"{MODEL}@v9"}, f"model {MODEL}@v9 cannot be fetched from the hub: RevisionNotFoundError"),
+        ({"sae": "lab/nothing"}, "lab/nothing cannot be fetched from the hub: RepositoryNotFoundError"),
+        ({"dataset": f"d=hub:{DATASET}"}, f"{DATASET} has several configs; name one: .*, of songs, tales"),
+        ({"dataset": f"d=hub:{DATASET}:songs:dev"}, "no config or split 'dev'; its splits: train, test"),
+        ({"dataset": "d=hub:lab/nothing"}, "hub dataset lab/nothing cannot be loaded: DatasetNotFoundError"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_sentence(
+    desk: Desk, index_args: dict[str, Any], data_dir: Path, call: dict[str, str], words: str
+) -> None:
+    local = {"model": index_args["model"], "sae": index_args["sae"], "dataset": f"songs={data_dir / 'songs.jsonl'}"}
+    check_refused(desk.index(**{**local, **call}), words)
+    assert not desk.settings.home.exists()
+
+
+@pytest.mark.parametrize("offline", [False, True], ids=["nobody answers", "told to stay offline"])
+def test_a_hub_out_of_reach_is_one_sentence(desk: Desk, data_dir: Path, offline: bool) -> None:
+    desk.hub.stop()
+    said = desk.index(f"songs={data_dir / 'songs.jsonl'}", offline=offline)
+    check_refused(said, f"model {MODEL} cannot be fetched from the hub: .*; check its name and the network")
+    assert not desk.settings.home.exists()
+
+
+def check_refused(said: tuple[int, str], words: str) -> None:
+    """Exit status 2 and one line on standard error."""
+    status, err = said
+    assert (status, err.count("\n")) == (2, 1), err
+    assert re.search(words, err), err

@@ -16,7 +16,7 @@ from api.routes import catalog, health, questions
 from api.services.library import Library
 from schema.errors import ScopebaseError
 from schema.home import Home
-from schema.wire import Problem
+from schema.wire.base import Problem
 
 PROBLEM = "application/problem+json"
 DESCRIPTION = """Which features does one dataset cover that another does not? Answers over the index of a Scopebase home.

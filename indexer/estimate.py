@@ -23,7 +23,7 @@ from schema.home import Home, check_writable, find_home
 from schema.names import SaeName
 from schema.records import Survey, Tokens
 from schema.settings import Settings
-from schema.wire import DatasetEstimate, EstimateAnswer
+from schema.wire.catalog import DatasetEstimate, EstimateAnswer
 
 EXACT_SAMPLES = 2_000
 TRIAL_BATCHES = 3

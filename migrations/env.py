@@ -3,6 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool
 
+import schema.lab  # noqa: F401 - its tables belong to the metadata
 from schema.settings import Settings
 from schema.tables import Base
 

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query
 
 from api.deps import Books, Cursor, Limit
 from api.services import catalog
-from schema.wire import DatasetItem, ModelItem, Page, RunItem, SaeItem
+from schema.wire.base import Page
+from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
 
 router = APIRouter(tags=["catalog"])
 Name = Annotated[str | None, Query(max_length=256)]

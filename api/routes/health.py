@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter, Request, Response
 
 from schema.errors import ScopebaseError
-from schema.wire import Health, Ready
+from schema.wire.base import Health, Ready
 
 router = APIRouter(tags=["health"])
 

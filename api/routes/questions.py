@@ -11,7 +11,7 @@ from api.services.diff import MOST_SAMPLES, diff
 from api.services.overlap import overlap
 from api.services.redundancy import redundancies
 from schema.records import Sort
-from schema.wire import DiffAnswer, OverlapAnswer, RedundancyAnswer
+from schema.wire.questions import DiffAnswer, OverlapAnswer, RedundancyAnswer
 
 router = APIRouter(tags=["questions"])
 

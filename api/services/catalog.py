@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from api.services.cursors import read_cursor, write_cursor
 from schema.tables import Dataset, Model, Run, RunSae, Sae, Shard
-from schema.wire import DatasetItem, ModelItem, Page, RunItem, SaeItem, Wire
+from schema.wire.base import Page, Wire
+from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
 
 Item = TypeVar("Item", bound=Wire)
 

@@ -15,9 +15,10 @@ from api.services.overlap import check_threshold
 from api.services.provenance import count_of, provenance
 from api.services.statistics import benjamini_hochberg, fisher_exact, rate_difference_interval
 from schema.errors import InputError
+from schema.labels import best_labels
 from schema.lookup import Source, Subject, find_sources, segments_of
 from schema.records import Pool, Sort
-from schema.wire import DiffAnswer, DiffItem, SampleProof
+from schema.wire.questions import DiffAnswer, DiffItem, SampleProof
 
 MOST_SAMPLES = 10
 
@@ -77,10 +78,13 @@ def diff(
         ("diff", a.pair, b.pair, pool, min_samples, sort), lambda: _difference(library, a, b, pool, min_samples, sort)
     )
     page = np.arange(offset, min(offset + limit, len(found.features)))
-    shown = proofs(library, a, segments, [int(f) for f in found.features[page]], pool, samples)
+    features = [int(f) for f in found.features[page]]
+    shown = proofs(library, a, segments, features, pool, samples)
+    with library.home.database.reading() as session:
+        labels = {feature: label.text for feature, label in best_labels(session, subject.sae.id, features).items()}
     more = offset + limit < len(found.features)
     return DiffAnswer(
-        data=[_item(subject, found, int(i), shown) for i in page],
+        data=[_item(subject, found, int(i), labels, shown) for i in page],
         next_cursor=write_cursor(offset + limit, subject.snapshot) if more else None,
         total=len(found.features),
         n_tested=found.n_tested,
@@ -118,7 +122,9 @@ def _difference(library: Library, a: Source, b: Source, pool: Pool, min_samples:
     )
 
 
-def _item(subject: Subject, found: Difference, i: int, shown: dict[int, list[SampleProof]]) -> DiffItem:
+def _item(
+    subject: Subject, found: Difference, i: int, labels: dict[int, str], shown: dict[int, list[SampleProof]]
+) -> DiffItem:
     a, b = subject.sources
     feature = int(found.features[i])
     names = (a.name, b.name) if a.name != b.name else (f"{a.name}@{a.version}", f"{b.name}@{b.version}")
@@ -127,7 +133,7 @@ def _item(subject: Subject, found: Difference, i: int, shown: dict[int, list[Sam
     return DiffItem(
         feature=f"{subject.sae.name}/{feature}",
         index=feature,
-        label=None,
+        label=labels.get(feature),
         counts={name: int(count) for name, count in zip(names, found.counts[i], strict=True)},
         rates=dict(zip(names, rates, strict=True)),
         rate_difference=rates[0] - rates[1],

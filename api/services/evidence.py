@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from api.services.firing import postings
 from api.services.library import Library
-from schema.layout import FEATURE_BITS, SAMPLE_BITS, feature_key, flat_column, sample_key
+from schema.layout import SAMPLE_BITS, flat_column, sample_key
 from schema.lookup import Source
 from schema.packing import accumulate, read_detail
 from schema.records import Pool
 from schema.store import Store
 from schema.tables import Segment
-from schema.wire import SampleProof, Token
+from schema.wire.questions import SampleProof, Token
 
 SPARE = 3
 """So many candidates more than asked for are read: values of one code differ by up to 6 %, their float16 values settle the order."""
@@ -73,20 +74,11 @@ def _candidates(
     store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool, n: int
 ) -> dict[int, list[int]]:
     """Feature -> ordinals of the n samples with the largest codes, over all segments."""
-    names = ("samples", "maxima") if pool == "any" else ("last_samples", "last_values")
-    keys = [feature_key(segment.id, feature) for segment in segments for feature in features]
-    rows = store.rows("postings", keys, names)
-    first = {segment.id: segment.first for segment in segments}
-    best: dict[int, list[tuple[int, int]]] = {feature: [] for feature in features}
-    lists = [flat_column(rows.column(name)) for name in names]
-    for i, key in enumerate(rows.column("key").to_pylist()):
-        (differing, offsets), (codes, _) = lists
-        row = slice(offsets[i], offsets[i + 1])
-        ordinal = np.cumsum(differing[row]) + first[key >> FEATURE_BITS]
-        code = codes[row]
-        order = np.lexsort((ordinal, -code.astype(np.int64)))[:n]
-        best[key & ((1 << FEATURE_BITS) - 1)] += [(-int(code[j]), int(ordinal[j])) for j in order]
-    return {feature: [ordinal for _, ordinal in sorted(found)[:n]] for feature, found in best.items()}
+    best = {}
+    for feature, posting in postings(store, segments, features, pool).items():
+        order = np.lexsort((posting.ordinals, -posting.codes.astype(np.int64)))[:n]
+        best[feature] = [int(ordinal) for ordinal in posting.ordinals[order]]
+    return best
 
 
 def _firings(store: Store, pair: int, candidates: dict[int, list[int]], pool: Pool) -> dict[int, list[Firing]]:

@@ -14,7 +14,7 @@ from api.services.statistics import inclusion
 from schema.errors import InputError
 from schema.lookup import find_sources
 from schema.records import Pool
-from schema.wire import Matrix, OverlapAnswer
+from schema.wire.questions import Matrix, OverlapAnswer
 
 
 def overlap(

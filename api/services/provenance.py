@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from schema.lookup import Source, Subject
 from schema.records import Pool
-from schema.wire import DatasetCount, Provenance
+from schema.wire.base import Provenance
+from schema.wire.questions import DatasetCount
 
 
 def provenance(subject: Subject, pool: Pool) -> Provenance:

@@ -10,7 +10,7 @@ from api.services.statistics import coverage_curve, redundancy
 from schema.errors import InputError
 from schema.lookup import find_sources
 from schema.records import Pool
-from schema.wire import RedundancyAnswer, RedundancyItem
+from schema.wire.questions import RedundancyAnswer, RedundancyItem
 
 
 def redundancies(

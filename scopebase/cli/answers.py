@@ -12,7 +12,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from schema.records import Sort
-from schema.wire import DiffAnswer, DiffItem, Matrix, OverlapAnswer, Provenance, RedundancyAnswer, SampleProof
+from schema.wire.base import Provenance
+from schema.wire.questions import DiffAnswer, DiffItem, Matrix, OverlapAnswer, RedundancyAnswer, SampleProof
 from scopebase.cli.console import OUT, heat, print_json, shown, table
 from scopebase.cli.options import AsOfOption, Home, Json, MinSamplesOption, PoolOption, SaeOption, settings, wants_json
 

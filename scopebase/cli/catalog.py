@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from schema.wire import DatasetItem, ModelItem, Page, RunItem, SaeItem
+from schema.wire.base import Page
+from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
 from scopebase.cli.console import OUT, number, print_json, size, table
 from scopebase.cli.options import Home, Json, settings, wants_json
 

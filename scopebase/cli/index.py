@@ -9,7 +9,8 @@ import typer
 from schema.errors import InputError
 from schema.records import RunReport
 from schema.settings import Settings
-from schema.wire import EstimateAnswer, Page, RunItem
+from schema.wire.base import Page
+from schema.wire.catalog import EstimateAnswer, RunItem
 from scopebase.cli.console import ERRORS, OUT, DrawnProgress, duration, number, print_json, size, table
 from scopebase.cli.options import Home, Json, settings, wants_json
 

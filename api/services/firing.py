@@ -1,0 +1,98 @@
+"""What samples fire, read from the forward table (all features of some samples) or from postings (all samples of some features).
+
+Both stream in blocks of bounded size. Few features: read postings, a fraction of a millisecond each. Every feature of a slice: scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from schema.layout import FEATURE_BITS, SAMPLE_BITS, feature_key, flat_column, sample_key
+from schema.packing import accumulate
+from schema.records import Pool
+from schema.store import Store
+from schema.tables import Segment
+
+FEW = 2_000
+"""Up to so many samples are looked up by their keys; more are filtered out of a scan."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some samples and the features that each fires, as rows of a sparse matrix."""
+
+    ordinals: Ints
+    """(n,) the samples' places in their dataset."""
+    offsets: Ints
+    """(n + 1,) where each sample's features begin."""
+    features: Ints
+    """Ascending within a sample."""
+    codes: npt.NDArray[np.int16]
+    """Each one's pooled activation, see `schema.packing.value_of_code`."""
+
+
+@dataclass(frozen=True)
+class Posting:
+    """One feature and the samples that fire it."""
+
+    ordinals: Ints
+    """Ascending."""
+    codes: npt.NDArray[np.int16]
+
+
+def scan(store: Store, pair: int, pool: Pool, ordinals: Ints | None = None) -> Iterator[Block]:
+    """Blocks of samples with every feature that they fire, in no particular order.
+
+    Args:
+        ordinals: the samples wanted, ascending; all of the pair's unless given.
+    """
+    names = ("features", "maxima") if pool == "any" else ("last_features", "last_values")
+    columns = ["key", *names]
+    if ordinals is not None and len(ordinals) <= FEW:
+        tables = [store.rows("forward", [sample_key(pair, int(o)) for o in ordinals], columns)] if len(ordinals) else []
+    else:
+        tables = store.span("forward", sample_key(pair), sample_key(pair + 1), columns)
+    for table in tables:
+        here = table.column("key").to_numpy() & ((1 << SAMPLE_BITS) - 1)
+        if ordinals is not None:
+            kept = np.flatnonzero(np.isin(here, ordinals, assume_unique=True))
+            if len(kept) < len(here):
+                table, here = table.take(kept), here[kept]
+        differences, offsets = flat_column(table.column(names[0]))
+        codes, _ = flat_column(table.column(names[1]))
+        yield Block(here, offsets, accumulate(differences.astype(np.int64), offsets), codes)
+
+
+def count(store: Store, pair: int, d_sae: int, pool: Pool, ordinals: Ints) -> Ints:
+    """(d_sae,) in how many of these samples each feature fires."""
+    counts = np.zeros(d_sae, np.int64)
+    for block in scan(store, pair, pool, ordinals):
+        counts += np.bincount(block.features, minlength=d_sae)
+    return counts
+
+
+def postings(store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool) -> dict[int, Posting]:
+    """For each feature the samples that fire it, over all segments of a pair."""
+    names = ("samples", "maxima") if pool == "any" else ("last_samples", "last_values")
+    keys = [feature_key(segment.id, feature) for segment in segments for feature in dict.fromkeys(features)]
+    rows = store.rows("postings", keys, names)
+    first = {segment.id: segment.first for segment in segments}
+    found: dict[int, list[tuple[Ints, npt.NDArray[np.int16]]]] = {feature: [] for feature in features}
+    (differences, offsets), (codes, _) = (flat_column(rows.column(name)) for name in names)
+    for i, key in enumerate(rows.column("key").to_pylist()):
+        row = slice(offsets[i], offsets[i + 1])
+        ordinals = np.cumsum(differences[row], dtype=np.int64) + first[key >> FEATURE_BITS]
+        found[key & ((1 << FEATURE_BITS) - 1)].append((ordinals, codes[row]))
+    return {feature: _joined(parts) for feature, parts in found.items()}
+
+
+def _joined(parts: list[tuple[Ints, npt.NDArray[np.int16]]]) -> Posting:
+    if not parts:
+        return Posting(np.empty(0, np.int64), np.empty(0, np.int16))
+    return Posting(np.concatenate([o for o, _ in parts]), np.concatenate([c for _, c in parts]))

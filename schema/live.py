@@ -1,0 +1,59 @@
+"""What the service needs of a loaded model: a text's tokens and what they fire. `indexer` has the real one; `scopebase` joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Fired:
+    """The activations of one text in one SAE, by position, then feature."""
+
+    position: npt.NDArray[np.int64]
+    feature: npt.NDArray[np.int64]
+    value: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LiveText:
+    """One text as a loaded model reads it."""
+
+    text: str
+    ids: npt.NDArray[np.int64]
+    pieces: list[str]
+    """Each token as text."""
+    starts: npt.NDArray[np.int64]
+    """(n_tokens,) characters of `text`."""
+    ends: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.bool_]
+    """(n_tokens,) False where the mask keeps the token from firing."""
+    fired: dict[str, Fired]
+    """SAE -> its activations."""
+    truncated: bool = False
+
+
+class LiveModel(Protocol):
+    """A model and SAEs of the home, loaded. Safe for several threads; one call runs at a time."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in the home."""
+
+    @property
+    def tokenizer_sha256(self) -> str: ...
+
+    def read(
+        self, texts: Sequence[str | Sequence[int]], saes: Sequence[str], *, mask: str, max_tokens: int
+    ) -> list[LiveText]:
+        """Reads texts, or token ids as they are.
+
+        Raises:
+            NotFound: an SAE that the home does not have or that is of another model.
+            Conflict: its file is not the one that was indexed.
+            InputError: no text, or token ids that the model does not have.
+        """

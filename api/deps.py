@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Query, Request
 
 from api.services.library import Library
-from schema.records import Pool
+from schema.errors import Forbidden
+from schema.records import Pool, Scope
 
 
 def get_library(request: Request) -> Library:
@@ -34,3 +35,22 @@ DatasetName = Annotated[str, Query(max_length=80, description="`<name>`, or `<na
 DatasetNames = Annotated[
     list[DatasetName], Query(min_length=1, max_length=200, alias="dataset", description="Once for each dataset")
 ]
+
+
+def get_actor(request: Request) -> str:
+    """Who asks: the name of the key, or `local` where nobody is asked for one."""
+    return str(getattr(request.state, "actor", "local"))
+
+
+def needs(scope: Scope) -> Any:
+    """A route's dependency: refuses a key without this scope. Where nobody is asked for a key, everything is allowed."""
+
+    def check(request: Request) -> None:
+        scopes = getattr(request.state, "scopes", None)
+        if scopes is not None and scope not in scopes and "admin" not in scopes:
+            raise Forbidden(f"this key may {', '.join(scopes)}, and not {scope}; ask for one that may")
+
+    return Depends(check)
+
+
+Actor = Annotated[str, Depends(get_actor)]

@@ -4,6 +4,7 @@ ScopebaseError
 ├── InputError            the call or its input is wrong          exit 2, HTTP 422
 │   ├── NotFound          a name that nothing bears               exit 2, HTTP 404
 │   ├── Conflict          right in itself, wrong beside the rest  exit 2, HTTP 409
+│   ├── Forbidden         the key may not do this                 exit 2, HTTP 403
 │   └── HomeError         a home that cannot be opened            exit 2, HTTP 503
 └── WorkFailed            the work began and could not go on      exit 1, HTTP 503
     └── LeaseLost         another worker took this shard over     (never reaches a user)
@@ -39,6 +40,12 @@ class Conflict(InputError):
     """It exists, but what is asked does not fit it."""
 
     http_status = 409
+
+
+class Forbidden(InputError):
+    """The key is good, but not for this."""
+
+    http_status = 403
 
 
 class HomeError(InputError):

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from schema.packing import BIN_SHIFT, N_BINS, VALUE_OF_BITS, Packed
 
 Pool = Literal["any", "last"]
+Scope = Literal["read", "label", "write", "admin"]
+"""What an API key may do: ask; label features; also make rules, vectors and imports; everything, keys included."""
 Sort = Literal["rate_difference", "q_value", "max_activation"]
 """What the features of a difference are ranked by."""
 

@@ -34,7 +34,7 @@ def survey_of(name: str, lengths: Sequence[int], batch_tokens: int) -> Survey:
         f"{abs(hash((name, tuple(lengths)))):064x}"[:64],
         len(lengths),
         shards.n_chars,
-        {},
+        {"text": "string", "label": "number", "language": "string"},
         None,
         shards=shards.finish(),
     )
@@ -58,12 +58,18 @@ class FeedingWorker(Worker):
     def samples(self, shard: Shard, staged: Staged) -> Stats:
         if self._texts:
             assert shard.dataset_id is not None
-            rows = [Sample(f"s{t.ordinal}", json.dumps({"text": "word" * len(t.ids)}), 0, {}) for t in self._given]
+            rows = [Sample(f"s{t.ordinal}", _record(t), 0, {}) for t in self._given]
             staged["samples"] = write(self.home.store, "samples", [_sample_rows(shard.dataset_id, 0, rows)])
         return {}
 
     def directions(self, shard: Shard, staged: Staged) -> Stats:
         return {}
+
+
+def _record(tokens: Tokens) -> str:
+    """A row as JSON, with fields to slice by."""
+    text = "word" * len(tokens.ids)
+    return json.dumps({"text": text, "label": tokens.ordinal % 2, "language": f"l{tokens.ordinal % 7}"})
 
 
 class NoModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -49,12 +49,18 @@ def create_app(home: Home) -> FastAPI:
     app.add_exception_handler(ScopebaseError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _broken)
     return app
 
 
-def _problem(status: int, detail: str, errors: list[dict[str, str]] | None = None) -> JSONResponse:
+def _problem(
+    status: int,
+    detail: str,
+    errors: list[dict[str, str]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
     problem = Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
-    return JSONResponse(problem.model_dump(exclude_none=True), status, media_type=PROBLEM)
+    return JSONResponse(problem.model_dump(exclude_none=True), status, headers, media_type=PROBLEM)
 
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:
@@ -73,4 +79,8 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
 
 def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _problem(error.status_code, str(error.detail))
+    return _problem(error.status_code, str(error.detail), headers=error.headers)
+
+
+def _broken(_request: Request, error: Exception) -> JSONResponse:
+    return _problem(500, f"a fault of Scopebase ({type(error).__name__}); the server's log has its trace")

@@ -31,7 +31,9 @@ MinSamples = Annotated[
 AsOf = Annotated[int | None, Query(ge=1, le=1 << 31, description="Answer as of this snapshot")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items a page")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")]
-DatasetName = Annotated[str, Query(max_length=80, description="`<name>`, or `<name>@<version>` for an older one")]
+DatasetName = Annotated[
+    str, Query(max_length=80, description="`<name>`, or `<name>@<version>` or `<name>@run<run>` for an older one")
+]
 DatasetNames = Annotated[
     list[DatasetName], Query(min_length=1, max_length=200, alias="dataset", description="Once for each dataset")
 ]

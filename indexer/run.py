@@ -24,11 +24,11 @@ from indexer.worker import Worker, publish_staged
 from schema.catalog import register_dataset, register_model, register_run, register_sae
 from schema.home import Home, check_writable, find_home, make_home
 from schema.layout import SAMPLE_BITS, directions_table, sample_key
-from schema.publish import giving_way, maintain, remove_rows, storage_faults
 from schema.recipe import Recipe
 from schema.records import ModelCard, RunReport, SaeCard, Survey
 from schema.settings import Settings
 from schema.tables import Run, RunSae
+from schema.upkeep import maintain, remove_rows
 
 
 def index(config: IndexConfig, settings: Settings, progress: Progress | None = None) -> list[RunReport]:
@@ -101,12 +101,10 @@ def tidy(home: Home) -> None:
 
     Answers do not depend on it: whoever is in the way, the next command tidies up.
     """
-    with giving_way():
-        for pair in spent_parts(home):
-            remove_rows(home.store, "parts", sample_key(pair), sample_key(pair + 1))
-        with storage_faults(home.store):
-            for table in home.tables():
-                maintain(home.store, table, home.ledger.idle)
+    for pair in spent_parts(home):
+        remove_rows(home.store, "parts", sample_key(pair), sample_key(pair + 1))
+    for table in home.tables():
+        maintain(home.store, table, home.ledger.idle)
     home.store.refresh()
 
 

@@ -57,7 +57,9 @@ class Described:
             InputError: the weights are missing or do not fit the configuration.
         """
         transformers_logging.disable_progress_bar()
-        folder = self.folder if Path(self.source).expanduser().exists() else _download(self.source, weights=True)
+        folder = self.folder
+        if not Path(self.source).expanduser().exists():  # the commit that was described, whatever was pushed since
+            folder = _download(f"{self.source.partition('@')[0]}@{folder.name}", weights=True)
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=False, local_files_only=True

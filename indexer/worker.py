@@ -18,10 +18,11 @@ from indexer.survey import DatasetSpec
 from schema.errors import LeaseLost
 from schema.home import Home
 from schema.lookup import segments_of
-from schema.publish import Staged, discard, merge, publish, size, write
+from schema.publish import Staged, discard, publish, size, write
 from schema.recipe import Recipe
 from schema.records import Survey, Tokens
 from schema.tables import Run, RunSae, Shard
+from schema.upkeep import merge
 
 WAIT_SECONDS = 1.0
 MERGE_EVERY = 256
@@ -48,6 +49,7 @@ class Worker:
         self._stack = ExitStack()
         self._bars: dict[str, Bar] = {}
         self._since_merge = 0
+        self._waiting_for = ""
 
     def work(self) -> None:
         """Works until the run is finished, by this process or together with others."""
@@ -66,13 +68,14 @@ class Worker:
         try:
             with self.home.ledger.holding(shard):
                 stats = self.kinds[shard.kind](shard, staged)
+        except BaseException:
+            discard(self.home.store, staged)
+            raise
+        try:  # whatever else interrupts this, the ledger may have the fragments by then: they stay, and are swept if it has not
             self.home.ledger.stage(shard, staged, {**stats, "bytes": size(staged)})
         except LeaseLost:
             discard(self.home.store, staged)
             return
-        except BaseException:
-            discard(self.home.store, staged)
-            raise
         publish_staged(self.home)
         self._since_merge += 1
         if self._since_merge == MERGE_EVERY:
@@ -89,8 +92,9 @@ class Worker:
         publish_staged(self.home)
         if not self.home.ledger.reclaim():
             others = ", ".join(self.home.ledger.holders(self.run.id))
-            if others:
+            if others and others != self._waiting_for:
                 self.progress.say(f"waiting for {others}")
+            self._waiting_for = others
             time.sleep(WAIT_SECONDS)
 
     def samples(self, shard: Shard, staged: Staged) -> Stats:

@@ -39,9 +39,15 @@ def check_model(session: Session, card: ModelCard) -> Model | None:
         what = "weights" if model.revision != card.revision else "a tokenizer"
         raise Conflict(
             f"model {card.name!r} in this home has other {what} than {card.source} "
-            f"(revision {model.revision[:12]} against {card.revision[:12]}); index it under another name with --model-name"
+            f"(revision {model.revision[:12]} against {card.revision[:12]}); {_mend(model)}index it under another name with --model-name"
         )
     return model
+
+
+def _mend(model: Model) -> str:
+    """How to name the revision of the hub that a home knows."""
+    commit = len(model.revision) == 40
+    return f"go on with --model {model.source.partition('@')[0]}@{model.revision}, or " if commit else ""
 
 
 def register_sae(session: Session, model: Model, set_name: str, card: SaeCard) -> Sae:

@@ -53,8 +53,10 @@ def make_engine(url: str, *, read_only: bool = False) -> Engine:
 
 
 def _frozen(file: Path) -> str:
-    """A database on a read-only disk: no lock and no journal can be made beside it."""
-    return f"{file.as_uri()}?mode=ro&immutable=1"
+    """A database that this user cannot write. Nothing can be made beside it; a log that a writer keeps there is read along."""
+    log = file.with_name(file.name + "-wal")
+    kept = log.exists() and log.stat().st_size
+    return f"{file.as_uri()}?mode=ro{'' if kept else '&immutable=1'}"
 
 
 def _begin(connection: Any) -> str:

@@ -77,8 +77,7 @@ def find_home(settings: Settings) -> Home | None:
     if file is not None and not file.exists():
         _refuse_orphan(store, settings)
         return None
-    frozen = file is not None and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
-    database = Database(settings.database_url, read_only=frozen)
+    database = open_database(settings)
     state = check_revision(database)
     if state == "empty":
         _refuse_orphan(store, settings)
@@ -88,6 +87,13 @@ def find_home(settings: Settings) -> Home | None:
     home = Home(settings, database, store)
     _check_pair(home)
     return home
+
+
+def open_database(settings: Settings) -> Database:
+    """The database as far as this user may use it: one that cannot be written is read."""
+    file = settings.database_file
+    frozen = file is not None and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
+    return Database(settings.database_url, read_only=frozen)
 
 
 def make_home(settings: Settings) -> Home:

@@ -156,9 +156,10 @@ class Ledger:
             return list(session.scalars(select(Shard).where(Shard.state == "staged").order_by(Shard.id)))
 
     def idle(self) -> bool:
-        """Nothing is leased or staged anywhere, so maintenance may touch files."""
+        """Nothing is leased or staged anywhere, so maintenance may touch files. A lease that has lapsed is nobody's."""
         with self.database.reading() as session:
-            return not session.scalar(select(func.count()).where(Shard.state.in_(["leased", "staged"])))
+            held = and_(Shard.state == "leased", Shard.leased_until >= clock(session))
+            return not session.scalar(select(func.count()).where(or_(Shard.state == "staged", held)))
 
     def settled(self) -> bool:
         """Nothing is staged anywhere, so fragments may be merged."""

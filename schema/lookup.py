@@ -36,6 +36,14 @@ class Subject:
     snapshot: int
     mask: str
 
+    @property
+    def names(self) -> list[str]:
+        """What answers call the datasets: with the version, or the run, where the name alone would mean two of them."""
+        names = [source.name for source in self.sources]
+        for shown in (lambda s: f"{s.name}@{s.version}", lambda s: f"{s.name}@run{s.run}"):
+            names = [shown(s) if names.count(n) > 1 else n for n, s in zip(names, self.sources, strict=True)]
+        return names
+
 
 def newest_snapshot(session: Session) -> int:
     """The number of the run that finished last; 0 before the first."""
@@ -85,14 +93,23 @@ def find_sources(session: Session, sae_name: str | None, datasets: Sequence[str]
     if not shared:
         raise Conflict(_unlike([each[-1] for each in found]))
     recipe = next(source.recipe.comparable for source in reversed(found[0]) if source.recipe.comparable in shared)
-    chosen = [next(s for s in reversed(each) if s.recipe.comparable == recipe) for each in found]
-    return Subject(sae, chosen, snapshot, recipe[0])
+    return Subject(
+        sae, _alike([[s for s in each if s.recipe.comparable == recipe] for each in found]), snapshot, recipe[0]
+    )
+
+
+def _alike(found: list[list[Source]]) -> list[Source]:
+    """One run of each dataset, given oldest first: of one template if they have one in common, and the newest of those."""
+    texts = set.intersection(*({source.recipe.text for source in each} for each in found))
+    return [next((s for s in reversed(each) if s.recipe.text in texts), each[-1]) for each in found]
 
 
 def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Source]:
     """The finished runs of a dataset with an SAE, oldest first."""
-    name, version = parse_dataset(text)
+    name, version, run = parse_dataset(text)
     where = [Dataset.name == name, RunSae.sae_id == sae.id, Run.finished <= snapshot]
+    if run is not None:
+        where.append(Run.id == run)
     if version is not None:
         where.append(Dataset.version == version)
     rows = session.execute(
@@ -107,16 +124,15 @@ def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Sourc
         for pair, run, dataset in rows
     ]
     if not sources:
-        raise _nothing(session, sae, name, version)
+        raise _nothing(session, sae, name, text)
     return sources
 
 
-def _nothing(session: Session, sae: Sae, name: str, version: int | None) -> NotFound:
+def _nothing(session: Session, sae: Sae, name: str, shown: str) -> NotFound:
     """Why a dataset has no counts for an SAE."""
     names = list(session.scalars(select(Dataset.name).distinct()))
     if name not in names:
         return not_found("dataset", name, names, "scopebase datasets")
-    shown = name if version is None else f"{name}@{version}"
     unfinished = select(func.count()).select_from(Run).join(Dataset).join(RunSae, RunSae.run_id == Run.id)
     if session.scalar(unfinished.where(Dataset.name == name, RunSae.sae_id == sae.id, Run.finished.is_(None))):
         return NotFound(

@@ -1,6 +1,6 @@
 """Names: slugs of models, sets of SAEs, and the ids that users write.
 
-SAE = `<model>/<layer>-<set>`, feature = `<sae>/<index>`, dataset = `<name>` or `<name>@<version>`.
+SAE = `<model>/<layer>-<set>`, feature = `<sae>/<index>`, dataset = `<name>`, `<name>@<version>` or `<name>@run<run>`.
 """
 
 from __future__ import annotations
@@ -69,9 +69,21 @@ def parse_sae(text: str) -> SaeName:
     return SaeName(match["model"], int(match["layer"]), match["set"])
 
 
-def parse_dataset(text: str) -> tuple[str, int | None]:
-    """`gsm8k` as ("gsm8k", None), `gsm8k@2` as ("gsm8k", 2)."""
-    name, _, version = text.partition("@")
-    if version and not version.isdigit():
-        raise InputError(f"{text!r}: what follows '@' is a dataset's version, a whole number")
-    return name, int(version) if version else None
+class DatasetName(NamedTuple):
+    """A dataset as a question names it: its newest version, one version, or one run."""
+
+    name: str
+    version: int | None
+    run: int | None
+
+
+def parse_dataset(text: str) -> DatasetName:
+    """`gsm8k`, `gsm8k@2` (version 2) or `gsm8k@run7` (run 7) in its parts."""
+    name, at, which = text.partition("@")
+    match = re.fullmatch(r"(run)?([1-9][0-9]{0,8})", which)
+    if at and not match:
+        raise InputError(
+            f"{text!r}: what follows '@' is a dataset's version, as in {name}@2, or a run, as in {name}@run7"
+        )
+    number = int(match[2]) if match else None
+    return DatasetName(name, None, number) if match and match[1] else DatasetName(name, number, None)

@@ -9,9 +9,9 @@ looked at the same manifest, one wins and the other looks again, and finds the f
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,10 @@ from schema.store import Store, fsync_files
 Staged = dict[str, list[str]]
 """Table -> its new fragments, each as Lance's JSON."""
 
-MANY_FRAGMENTS = 16
-"""Fewer are not worth merging."""
-MERGED_ROWS = 1 << 17
-"""Fragments of so many rows are left alone, so that a long run's rows are rewritten once."""
 PAGE_BYTES = 1 << 20
 """What a column collects before it is written; Lance's 8 MiB hold 50 MB more memory and save nothing."""
-ORPHAN_AGE = timedelta(hours=1)
-"""How old a file that no version names must be to be swept."""
+ATTEMPTS = 20
+"""How often a commit that was overtaken looks again before the fault is taken for a damaged store."""
 
 
 def write(store: Store, table: str, rows: pa.Table | Iterable[pa.RecordBatch]) -> list[str]:
@@ -85,32 +81,40 @@ def publish(store: Store, table: str, staged: Callable[[], list[str]]) -> int:
     Returns:
         How many fragments were new.
     """
-    while True:
+    for attempt in range(ATTEMPTS):
         with storage_faults(store):
-            snapshot = store.latest(table)
-            named = {file.path for fragment in snapshot.get_fragments() for file in fragment.metadata.files}
-            fragments = [FragmentMetadata.from_json(f) for f in staged()]
-            new = [f for f in fragments if not any(file.path in named for file in f.files)]
-            if not new:
-                return 0
-            fence = write_fragments(
-                fence_row(table), store.uri(table), schema=schema_of(table), data_storage_version="2.2"
-            )
-            change = lance.LanceOperation.Update(
-                removed_fragment_ids=[_fence_id(snapshot)], new_fragments=[*fence, *new]
-            )
             try:
-                done = lance.LanceDataset.commit(store.uri(table), change, read_version=snapshot.version, max_retries=0)
-            except (CommitConflictError, OSError) as error:
-                if overtaken(error):
-                    continue
-                raise
-            if store.local:
-                fsync_files([*_files(store, table, fence), *_manifest(store, table, done.version)])
-            return len(new)
+                return _publish(store, table, staged)
+            except (CommitConflictError, OSError, pa.ArrowInvalid) as error:
+                if not overtaken(error):
+                    raise
+        time.sleep(0.01 * attempt)
+    raise WorkFailed(f"the table {store.uri(table)} names files that are not there; restore the store from a backup")
 
 
-def _fence_id(snapshot: Any) -> int:
+def _publish(store: Store, table: str, staged: Callable[[], list[str]]) -> int:
+    """One attempt."""
+    snapshot = store.latest(table)
+    fence = fence_id(snapshot)
+    named = {file.path for fragment in snapshot.get_fragments() for file in fragment.metadata.files}
+    fragments = [FragmentMetadata.from_json(f) for f in staged()]
+    new = [f for f in fragments if not any(file.path in named for file in f.files)]
+    if not new:
+        return 0
+    next_fence = write_fragments(
+        fence_row(table), store.uri(table), schema=schema_of(table), data_storage_version="2.2"
+    )
+    change = lance.LanceOperation.Update(removed_fragment_ids=[fence], new_fragments=[*next_fence, *new])
+    # Lance compares with the commits since `snapshot`; those that maintenance has removed meanwhile it takes for none.
+    if fence_id(store.latest(table)) != fence:
+        raise CommitConflictError("the fence was replaced")
+    done = lance.LanceDataset.commit(store.uri(table), change, read_version=snapshot.version, max_retries=0)
+    if store.local:
+        fsync_files([*_files(store, table, next_fence), *_manifest(store, table, done.version)])
+    return len(new)
+
+
+def fence_id(snapshot: Any) -> int:
     """The fragment that holds the fence row. It is the newest of the one-row fragments but for shards of one row."""
     for fragment in reversed(snapshot.get_fragments()):
         if fragment.physical_rows == 1 and fragment.to_table(columns=["key"]).column("key")[0].as_py() == FENCE:
@@ -127,75 +131,9 @@ def _manifest(store: Store, table: str, version: int) -> list[Path]:
     return [Path(store.uri(table), "_versions", f"{(1 << 64) - 1 - version}.manifest")]
 
 
-def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
-    """Merges small fragments, brings the key index up to date and removes what the newest version does not name.
-
-    Who reads an older version finds its files gone and opens the newest (`Store.rows`).
-
-    Args:
-        quiet: whether nothing is leased or staged. What cannot be done now, the next run does.
-    """
-    merge(store, table, quiet)
-    with giving_way():
-        snapshot = store.latest(table)
-        if not quiet():
-            return
-        if snapshot.describe_indices():
-            snapshot.optimize.optimize_indices()
-        else:
-            snapshot.create_scalar_index("key", "BTREE")
-        if quiet():
-            snapshot.cleanup_old_versions(older_than=timedelta(0))
-        if store.local and quiet():
-            _sweep(store, table)
-
-
-def merge(store: Store, table: str, settled: Callable[[], bool]) -> None:
-    """Merges small fragments: a manifest of thousands is slow to commit and to read.
-
-    Args:
-        settled: whether nothing is staged, asked after the manifest was read: merging erases the file names by which a staged shard
-            is recognised.
-    """
-    snapshot = store.latest(table)
-    if len(snapshot.get_fragments()) > MANY_FRAGMENTS and settled():
-        with giving_way():
-            snapshot.optimize.compact_files(
-                target_rows_per_fragment=MERGED_ROWS,
-                compaction_mode="try_binary_copy",
-                excluded_fragment_ids=[_fence_id(snapshot)],
-            )
-
-
-def remove_rows(store: Store, table: str, first: int, stop: int) -> None:
-    """Deletes rows with first <= key < stop."""
-    with storage_faults(store):
-        store.latest(table).delete(f"key >= {int(first)} AND key < {int(stop)}")
-
-
-def _sweep(store: Store, table: str) -> None:
-    """Removes data files that no version names and no living worker can still be writing."""
-    snapshot = store.latest(table)
-    tracked = {path for batch in snapshot.tracked_files() for path in batch.column("path").to_pylist()}
-    eldest = (datetime.now(UTC) - ORPHAN_AGE).timestamp()
-    for path in Path(store.uri(table), "data").iterdir():
-        if f"data/{path.name}" not in tracked and path.stat().st_mtime < eldest:
-            path.unlink(missing_ok=True)
-
-
 def overtaken(error: BaseException) -> bool:
     """Whether another process changed the table, or removed the version that was being read."""
     return isinstance(error, CommitConflictError) or "not found" in str(error).lower()
-
-
-@contextmanager
-def giving_way() -> Any:
-    """Leaves the work undone where another process overtook it."""
-    try:
-        yield
-    except (CommitConflictError, OSError, pa.ArrowInvalid) as error:
-        if not overtaken(error):
-            raise
 
 
 @contextmanager

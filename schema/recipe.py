@@ -49,6 +49,11 @@ class Recipe:
         """What two runs must share for their counts to be compared."""
         return (self.mask, self.max_tokens, self.dtype, self.tokenizer_sha256)
 
+    @property
+    def text(self) -> tuple[str | None, str | None]:
+        """How a row becomes a text: its template, or the field that holds it."""
+        return (self.template, None if self.template is not None else self.text_field)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -69,7 +69,7 @@ def diff(
         raise InputError(f"samples={samples}: from 0 to {MOST_SAMPLES}")
     offset, snapshot = read_cursor(cursor)
     with library.home.database.reading() as session:
-        subject = find_sources(session, sae, [covered_by, not_covered_by], as_of or snapshot)
+        subject = find_sources(session, sae, [covered_by, not_covered_by], snapshot if as_of is None else as_of)
         a, b = subject.sources
         if a.pair == b.pair:
             raise InputError(f"{covered_by} and {not_covered_by} are the same dataset; name two")
@@ -127,7 +127,7 @@ def _item(
 ) -> DiffItem:
     a, b = subject.sources
     feature = int(found.features[i])
-    names = (a.name, b.name) if a.name != b.name else (f"{a.name}@{a.version}", f"{b.name}@{b.version}")
+    names = subject.names
     rates = [int(found.counts[i, 0]) / a.n_samples, int(found.counts[i, 1]) / b.n_samples]
     samples = shown.get(feature, [])
     return DiffItem(

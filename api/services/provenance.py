@@ -12,10 +12,7 @@ def provenance(subject: Subject, pool: Pool) -> Provenance:
     return Provenance(
         sae=subject.sae.name,
         sae_sha256=subject.sae.sha256,
-        runs={
-            source.name if source.name not in _twice(subject) else f"{source.name}@{source.version}": source.run
-            for source in subject.sources
-        },
+        runs={name: source.run for name, source in zip(subject.names, subject.sources, strict=True)},
         pool=pool,
         mask=subject.mask,
         snapshot=subject.snapshot,
@@ -24,9 +21,3 @@ def provenance(subject: Subject, pool: Pool) -> Provenance:
 
 def count_of(source: Source, n_features: int) -> DatasetCount:
     return DatasetCount(name=source.name, version=source.version, n_samples=source.n_samples, n_features=n_features)
-
-
-def _twice(subject: Subject) -> set[str]:
-    """Datasets of which a question names two versions."""
-    names = [source.name for source in subject.sources]
-    return {name for name in names if names.count(name) > 1}

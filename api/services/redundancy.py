@@ -26,13 +26,13 @@ def redundancies(
     with library.home.database.reading() as session:
         subject = find_sources(session, sae, list(dict.fromkeys(datasets)), as_of)
     items = []
-    for source in subject.sources:
+    for name, source in zip(subject.names, subject.sources, strict=True):
         counts = library.counts(source.pair)
         fires = counts.samples(pool)
         n_features = int((fires > 0).sum())
         items.append(
             RedundancyItem(
-                dataset=source.name,
+                dataset=name,
                 n_samples=counts.n_samples,
                 n_features=n_features,
                 redundancy=redundancy(fires, counts.n_samples),

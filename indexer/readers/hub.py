@@ -32,14 +32,8 @@ def _load(spec: str) -> tuple[str, str, Any]:
         if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
             return _saved(name, rest, load_from_disk(name))
         configs = get_dataset_config_names(name)
-        config = rest[0] if rest and rest[0] in configs else (configs[0] if len(configs) == 1 else None)
-        config = config or ("default" if "default" in configs else None)
-        if config is None:
-            raise InputError(
-                f"hub dataset {name} has several configs; name one: hub:{name}:<config>, of {', '.join(configs[:12])}"
-            )
-        splits = get_dataset_split_names(name, config)
-        split = _choose(name, [part for part in rest if part and part != config], splits)
+        config, asked = _config(name, rest, configs)
+        split = _choose(name, asked, get_dataset_split_names(name, config))
         return name, split, load_dataset(name, config, split=split)
     except InputError:
         raise
@@ -47,6 +41,20 @@ def _load(spec: str) -> tuple[str, str, Any]:
         raise InputError(
             f"hub dataset {name} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
         ) from error
+
+
+def _config(name: str, rest: list[str], configs: list[str]) -> tuple[str, list[str]]:
+    """The config that is meant, and what is left for the split: of two parts the first is the config, of one whichever has that name."""
+    if len(rest) == 2 and rest[0] and rest[0] not in configs:
+        raise InputError(f"hub dataset {name} has no config {rest[0]!r}; its configs: {', '.join(configs[:12])}")
+    if rest and rest[0] in configs:
+        return rest[0], [part for part in rest[1:] if part]
+    config = configs[0] if len(configs) == 1 else "default" if "default" in configs else None
+    if config is None:
+        raise InputError(
+            f"hub dataset {name} has several configs; name one: hub:{name}:<config>, of {', '.join(configs[:12])}"
+        )
+    return config, [part for part in rest if part]
 
 
 def _saved(name: str, rest: list[str], loaded: Any) -> tuple[str, str, Any]:

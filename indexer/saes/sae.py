@@ -92,6 +92,9 @@ class Sae:
                 digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
                 for block in tensor.split(max(1, (1 << 24) // max(1, tensor[0].numel()))):
                     digest.update(block.float().contiguous().numpy())
+        for flag in ("subtract_b_dec", "rescale_by_decoder_norm"):
+            if getattr(self, flag):
+                digest.update(flag.encode())
         return digest.hexdigest()
 
 

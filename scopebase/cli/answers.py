@@ -105,7 +105,7 @@ def redundancy(
 
 def show_overlap(answer: OverlapAnswer) -> None:
     """The matrix, and below it what sampling lets one expect."""
-    names = [d.name for d in answer.datasets]
+    names = [*answer.provenance.runs]
     OUT.print(Text(f"Share of the row's footprint that the column covers ({answer.provenance.sae})", style="bold"))
     _matrix(answer, names, answer.overlap)
     if len({d.n_samples for d in answer.datasets}) > 1:
@@ -128,7 +128,7 @@ def _matrix(answer: OverlapAnswer, names: list[str], shares: Matrix) -> None:
     heads = [f"{place:>4}" for place in range(1, len(names) + 1)] if wide else names
     made = table("", "samples", "features", *heads, right={"samples", "features", *heads})
     for place, (dataset, row) in enumerate(zip(answer.datasets, shares, strict=True), start=1):
-        name = f"{place:>2} {dataset.name}" if wide else dataset.name
+        name = f"{place:>2} {names[place - 1]}" if wide else names[place - 1]
         made.add_row(name, f"{dataset.n_samples:,}", f"{dataset.n_features:,}", *(heat(share) for share in row))
     OUT.print(made)
 

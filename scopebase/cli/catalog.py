@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from schema.wire.base import Page
 from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
-from scopebase.cli.console import OUT, number, print_json, size, table
+from scopebase.cli.console import OUT, number, print_json, shown, size, table
 from scopebase.cli.options import Home, Json, settings, wants_json
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def models(home: Home = None, json: Json = False) -> None:
     page: Page[ModelItem] = _all(home, "models")
     made = table("model", "family", "blocks", "width", "SAEs", "revision", "source", right={"blocks", "width", "SAEs"})
     for m in page.data:
-        made.add_row(m.id, m.family, str(m.n_layers), str(m.d_model), str(m.n_saes), m.revision[:8], m.source)
+        made.add_row(m.id, m.family, str(m.n_layers), str(m.d_model), str(m.n_saes), m.revision[:8], shown(m.source))
     _show(page, made, json)
 
 
@@ -44,7 +44,9 @@ def datasets(home: Home = None, json: Json = False) -> None:
     )
     for d in page.data:
         name = d.name if d.version == 1 else d.id
-        made.add_row(name, f"{d.n_samples:,}", number(d.n_chars), str(d.n_runs), d.sha256[:8], " ".join(d.fields))
+        made.add_row(
+            name, f"{d.n_samples:,}", number(d.n_chars), str(d.n_runs), d.sha256[:8], shown(" ".join(d.fields))
+        )
     _show(page, made, json)
 
 

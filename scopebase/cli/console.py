@@ -22,8 +22,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-OUT = Console(soft_wrap=False, highlight=False)
-ERRORS = Console(stderr=True, highlight=False)
+OUT = Console(soft_wrap=False, highlight=False, markup=False)  # what people wrote into data is text, never style
+ERRORS = Console(stderr=True, highlight=False, markup=False)
 PLAIN_SECONDS = 10.0
 
 

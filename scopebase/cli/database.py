@@ -34,15 +34,15 @@ def upgrade(home: Home = None) -> None:
 @app.command()
 def check(home: Home = None) -> None:
     """Tell whether the database's schema is the one this Scopebase needs."""
-    from schema.database import Database, check_revision, current_revision, newest_revision
-    from schema.home import find_home
+    from schema.database import check_revision, current_revision, newest_revision
+    from schema.home import find_home, open_database
 
     where = settings(home)
     if where.database_file is not None and not where.database_file.exists():
         raise HomeError(
             f"there is no database {where.database_file}; 'scopebase db upgrade' or 'scopebase index' makes one"
         )
-    database = Database(where.database_url)
+    database = open_database(where)
     state = check_revision(database)
     if state != "current":
         raise HomeError(

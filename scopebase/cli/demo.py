@@ -47,7 +47,7 @@ def demo(
     )
     settings = Settings.read(assets.home)
     reports = index(config, settings, progress)
-    show_reports(reports)
+    show_reports(settings, reports)
     home = open_home(settings)
     try:
         library = Library(home)

@@ -125,7 +125,18 @@ def index(
     if wants_json(json):
         print_json(runs_page(settings(home), reports))
     else:
-        show_reports(reports)
+        show_reports(settings(home), reports)
+
+
+def names_to_ask(where: Settings, reports: list[RunReport], sae: str) -> list[str]:
+    """What to call these runs in a question: the dataset's name, unless that means a newer run by now."""
+    from schema.home import open_home
+    from schema.lookup import find_sources
+
+    with open_home(where).database.reading() as session:
+        newest = find_sources(session, sae, [report.dataset for report in reports]).sources
+    other = (sae in report.saes and source.run != report.run for report, source in zip(reports, newest, strict=True))
+    return [f"{r.dataset}@run{r.run}" if differs else r.dataset for r, differs in zip(reports, other, strict=True)]
 
 
 def runs_page(where: Settings, reports: list[RunReport]) -> Page[RunItem]:
@@ -161,7 +172,7 @@ def show_estimate(answer: EstimateAnswer) -> None:
     )
 
 
-def show_reports(reports: list[RunReport]) -> None:
+def show_reports(where: Settings, reports: list[RunReport]) -> None:
     made = table(
         "dataset",
         "samples",
@@ -188,7 +199,7 @@ def show_reports(reports: list[RunReport]) -> None:
             if count:
                 ERRORS.print(f"{r.dataset}: {count:,} {what}", style="yellow", markup=False)
     sae = reports[-1].saes[len(reports[-1].saes) // 2]
-    names = " ".join(r.dataset for r in reports)
+    names = " ".join(names_to_ask(where, reports, sae))
     OUT.print(
         "\nNext: "
         + (

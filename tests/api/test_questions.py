@@ -162,7 +162,7 @@ def test_an_empty_footprint_gives_no_share(library: Library) -> None:
         (lambda b: overlap(b, SAE, NAMES, as_of=99), InputError, "as_of=99: snapshots so far are 1 to 3"),
         (lambda b: overlap(b, SAE, NAMES, as_of=2), NotFound, "dataset 'tales' was not indexed with"),
         (lambda b: overlap(b, SAE, ["songs@7", "tales"]), NotFound, "dataset 'songs@7' was not indexed"),
-        (lambda b: overlap(b, SAE, ["songs@x", "tales"]), InputError, "a dataset's version, a whole number"),
+        (lambda b: overlap(b, SAE, ["songs@x", "tales"]), InputError, "a dataset's version, as in songs@2"),
         (lambda b: diff(b, SAE, "songs", "songs"), InputError, "are the same dataset"),
         (lambda b: diff(b, SAE, "songs", "tales", sort="id"), InputError, "sort='id'"),
         (lambda b: diff(b, SAE, "songs", "tales", samples=11), InputError, "samples=11"),
@@ -209,6 +209,38 @@ def test_answers_stay_the_same_as_of_their_snapshot(tmp_path: Path, index_args: 
     run(mask="none", datasets=(("other", str(songs)),))
     with pytest.raises(Conflict, match=r"cannot be compared: other with mask=none and tales with mask=special,fi"):
         overlap(library, None, ["other", "tales"])
+    library.home.close()
+
+
+def test_runs_of_one_template_are_compared_and_any_run_can_be_named(
+    tmp_path: Path, index_args: dict[str, Any], data_dir: Path
+) -> None:
+    from indexer.config import IndexConfig
+    from indexer.run import index
+    from schema.home import open_home
+
+    settings = Settings.read(tmp_path / "home", {})
+    songs, tales = (("songs", str(data_dir / "songs.jsonl")), ("tales", str(data_dir / "tales.jsonl")))
+
+    def run(*datasets: tuple[str, str], **changes: Any) -> None:
+        index(IndexConfig(**{**index_args, "datasets": datasets, "layers": "2", **changes}), settings)
+
+    run(songs)
+    run(songs, template="Mood: {mood}")
+    run(tales)
+    library = Library(open_home(settings))
+    assert overlap(library, None, ["songs", "tales"]).provenance.runs == {"songs": 1, "tales": 3}
+    assert redundancies(library, None, ["songs"]).provenance.runs == {"songs": 2}, "the newest, where nothing decides"
+    assert overlap(library, None, ["songs@run2", "tales"]).provenance.runs == {"songs": 2, "tales": 3}
+    both = overlap(library, None, ["songs@run1", "songs@run2"])
+    assert both.provenance.runs == {"songs@run1": 1, "songs@run2": 2}
+    assert [*diff(library, None, "songs@run1", "songs@run2").data[0].counts] == ["songs@run1", "songs@run2"]
+    assert [item.dataset for item in redundancies(library, None, ["songs@run1", "songs@run2"]).data] == [
+        "songs@run1",
+        "songs@run2",
+    ]
+    with pytest.raises(NotFound, match=r"dataset 'tales@run2' was not indexed with"):
+        overlap(library, None, ["songs", "tales@run2"])
     library.home.close()
 
 

@@ -140,6 +140,16 @@ def test_errors_are_problems(client: TestClient, path: str, params: dict[str, An
 def test_a_method_that_a_route_does_not_have(client: TestClient) -> None:
     response = client.post("/v1/overlap")
     assert (response.status_code, response.headers["content-type"]) == (405, PROBLEM)
+    assert response.headers["allow"] == "GET"
+
+
+def test_a_fault_of_ours_is_a_problem_too(indexed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(open_home(indexed))
+    monkeypatch.setattr(app.state.library, "refresh", lambda: 1 // 0)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        response = client.get("/v1/models")
+    assert (response.status_code, response.headers["content-type"]) == (500, PROBLEM)
+    assert response.json()["detail"] == "a fault of Scopebase (ZeroDivisionError); the server's log has its trace"
 
 
 def test_a_team_home_is_ready_before_its_first_run(tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ def test_inclusion_is_the_share_of_subsets_that_fire(fires: np.ndarray, at_least
         np.testing.assert_allclose(inclusion(fires.sum(1), n_samples, n, at_least), share, atol=1e-12)
 
 
+def test_a_threshold_beyond_all_samples_is_never_met() -> None:
+    assert inclusion(np.array([0, 3, 27]), 27, 20, 1 << 40).tolist() == [0, 0, 0]
+    assert inclusion(np.array([0, 3, 27]), 27, 20, 21).tolist() == [0, 0, 0]
+    assert inclusion(np.array([0, 27]), 27, 20, 20).tolist() == [0, 1]
+
+
 @given(incidence)
 def test_redundancy_is_the_area_under_the_coverage_curve(fires: np.ndarray) -> None:
     """(sum over n of c_n) / |F| by enumeration; and the bounds that follow from the closed form."""

@@ -139,6 +139,7 @@ def test_a_dataset_by_hub_id(desk: Desk, index_args: dict[str, Any], tmp_path: P
         ({"model": f"{MODEL}@v9"}, f"model {MODEL}@v9 cannot be fetched from the hub: RevisionNotFoundError"),
         ({"sae": "lab/nothing"}, "lab/nothing cannot be fetched from the hub: RepositoryNotFoundError"),
         ({"dataset": f"d=hub:{DATASET}"}, f"{DATASET} has several configs; name one: .*, of songs, tales"),
+        ({"dataset": f"d=hub:{DATASET}:sogns:test"}, f"{DATASET} has no config 'sogns'; its configs: songs, tales"),
         ({"dataset": f"d=hub:{DATASET}:songs:dev"}, "no config or split 'dev'; its splits: train, test"),
         ({"dataset": "d=hub:lab/nothing"}, "hub dataset lab/nothing cannot be loaded: DatasetNotFoundError"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import shutil
 import subprocess
@@ -17,14 +19,15 @@ from indexer import seal, worker
 from indexer.config import IndexConfig
 from indexer.estimate import estimate
 from indexer.run import index
-from schema import publish
+from schema import upkeep
 from schema.errors import Conflict, InputError, WorkFailed
 from schema.home import open_home
 from schema.layout import FENCE, directions_table, feature_key, flat_column, sample_key
+from schema.ledger import Ledger
 from schema.packing import VALUE_OF_BITS, accumulate, read_detail, value_of_code
 from schema.settings import Settings
 from schema.store import Store
-from schema.tables import Dataset, Run, RunSae, Sae, Segment
+from schema.tables import Dataset, Run, RunSae, Sae, Segment, Shard
 from tests.indexer.reference import reference
 from tests.making import PROBLEMS, SONGS, TALES, make_model, make_release, sae_tensors, write_jsonl
 
@@ -222,14 +225,36 @@ def test_blocks_of_features_and_merging_on_the_way_change_no_row(
     index(asked, plain)
     monkeypatch.setattr(seal, "BLOCK_POSTINGS", 50)
     monkeypatch.setattr(worker, "MERGE_EVERY", 1)
-    monkeypatch.setattr(publish, "MANY_FRAGMENTS", 2)
+    monkeypatch.setattr(upkeep, "MANY_FRAGMENTS", 2)
     merged: list[str] = []
     monkeypatch.setattr(
-        worker, "merge", lambda store, table, settled: merged.append(table) or publish.merge(store, table, settled)
+        worker, "merge", lambda store, table, settled: merged.append(table) or upkeep.merge(store, table, settled)
     )
     index(asked, cut)
     assert everything(cut) == everything(plain)
     assert "forward" in merged
+
+
+def test_an_interruption_right_after_staging_loses_no_file(
+    settings: Settings, tmp_path: Path, index_args: dict[str, Any], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C is delivered when the ledger's commit has just returned: the files are the ledger's by then."""
+    plan, undisturbed = config(index_args, data_dir, layers="1"), Settings.read(tmp_path / "undisturbed", {})
+    index(plan, undisturbed)
+    stage, calls = Ledger.stage, itertools.count()
+
+    def interrupted(self: Ledger, shard: Shard, staged: Any, stats: Any) -> None:
+        stage(self, shard, staged, stats)
+        if next(calls) % 2 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, "stage", interrupted)
+    for _ in range(10):
+        with contextlib.suppress(KeyboardInterrupt):
+            index(plan, settings)
+            break
+    assert next(calls) > 3
+    assert everything(settings) == everything(undisturbed)
 
 
 def test_small_batches_and_shards_give_the_same_counts(

@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,13 @@ def test_layers_are_written_as_people_write_them(tmp_path: Path) -> None:
     found = open_release(str(make_release(tmp_path / "L0_2", 6, 8, 32, 2)))
     with pytest.raises(InputError, match="has no SAE of layer 6; it has 0-5"):
         found.choose("4-6")
+
+
+def test_what_changes_the_encoder_changes_the_identity(tmp_path: Path) -> None:
+    folder = make_release(tmp_path / "SAE-Res-X-W256-L0_6", n_layers=1, d_model=8, d_sae=256, k=6)
+    sae = open_release(str(folder)).load(0)
+    others = [replace(sae, subtract_b_dec=True), replace(sae, rescale_by_decoder_norm=True)]
+    assert len({sae.sha256(), *(other.sha256() for other in others)}) == 3
 
 
 def test_an_sae_of_more_features_than_keys_hold_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

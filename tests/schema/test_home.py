@@ -131,6 +131,26 @@ def test_a_read_only_home_is_refused_for_writing_and_answers_questions(
     home.close()
 
 
+def test_a_reader_who_may_not_write_sees_what_the_writer_has_in_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.read(tmp_path / "home", {})
+    writer = make_home(settings)
+    with writer.database.writing() as session:
+        session.add(Setting(name="fresh", value="1"))
+    assert settings.database_file is not None
+    assert settings.database_file.with_name("scopebase.db-wal").stat().st_size > 0
+    may = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not Path(path).is_relative_to(settings.home) and may(path, mode)
+    )
+    reader = open_home(settings)
+    with reader.database.reading() as session:
+        assert session.get_one(Setting, "fresh").value == "1"
+    reader.close()
+    writer.close()
+
+
 def test_settings_come_from_the_environment() -> None:
     environ = {
         "SCOPEBASE_HOME": "/x",

@@ -149,6 +149,16 @@ def test_the_shards_of_a_dead_process_are_open_at_once(database: Database, run: 
     assert ledger.lease(run.id) is not None
 
 
+def test_a_dead_lease_of_another_host_does_not_stop_maintenance(database: Database, run: Run) -> None:
+    ledger = Ledger(database)
+    shard = Ledger(database, "another-host:1:1").lease(run.id)
+    assert shard is not None
+    assert not ledger.idle()
+    with database.writing() as session:
+        session.get_one(Shard, shard.id).leased_until = clock(session) - 1
+    assert ledger.idle()
+
+
 def test_many_workers_share_the_shards_without_overlap(database: Database, run: Run) -> None:
     do(Ledger(database), run, stop_at="encode")
     with database.writing() as session:

@@ -36,8 +36,15 @@ def test_a_sets_name_is_made_from_the_release(release: str, set_name: str) -> No
 def test_ids_are_read_as_they_are_written() -> None:
     name = SaeName("qwen3-1.7b-base", 12, "qwenscope-res-32k-l50")
     assert parse_sae(str(name)) == name
-    assert parse_dataset("gsm8k@2") == ("gsm8k", 2)
-    assert parse_dataset("gsm8k") == ("gsm8k", None)
+    assert parse_dataset("gsm8k@2") == ("gsm8k", 2, None)
+    assert parse_dataset("gsm8k") == ("gsm8k", None, None)
+    assert parse_dataset("gsm8k@run17") == ("gsm8k", None, 17)
+
+
+@pytest.mark.parametrize("text", ["a@", "a@²", "a@0", "a@-1", "a@99999999999999999999", "a@run", "a@runs1", "a@1@2"])
+def test_what_is_no_version_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"what follows '@' is a dataset's version, as in a@2, or a run, as in a@run7"):
+        parse_dataset(text)
 
 
 @pytest.mark.parametrize("text", ["", "a/b", "a/3", "a/x-set", "a/3-Set", "a/b/3-set"])

@@ -10,10 +10,12 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata
 
 from schema import publish as publishing
+from schema import upkeep
 from schema.errors import WorkFailed
 from schema.layout import FENCE, SAMPLES, TABLES, schema_of
-from schema.publish import discard, maintain, publish, remove_rows, size, write
+from schema.publish import discard, publish, size, write
 from schema.store import Store
+from schema.upkeep import maintain, remove_rows
 
 
 @pytest.fixture
@@ -74,9 +76,69 @@ def test_a_stale_commit_is_refused_by_the_fence(store: Store) -> None:
     stale = store.latest("samples")
     land(store, 0, 2)
     late = [FragmentMetadata.from_json(f) for f in write(store, "samples", rows(0, 2))]
-    change = lance.LanceOperation.Update(removed_fragment_ids=[publishing._fence_id(stale)], new_fragments=late)
+    change = lance.LanceOperation.Update(removed_fragment_ids=[publishing.fence_id(stale)], new_fragments=late)
     with pytest.raises(CommitConflictError):
         lance.LanceDataset.commit(store.uri("samples"), change, read_version=stale.version, max_retries=0)
+
+
+def test_a_committer_whose_past_was_removed_looks_again(store: Store) -> None:
+    """Lance compares a commit with those since; where maintenance removed them it compares with none, and the fence must be looked at."""
+    fragments = write(store, "samples", rows(0, 5))
+    asked = []
+
+    def staged() -> list[str]:
+        if not asked:
+            asked.append(True)
+            before = set(Path(store.uri("samples"), "_versions").iterdir())
+            publish(store, "samples", lambda: fragments)  # the fast one
+            fast = set(Path(store.uri("samples"), "_versions").iterdir()) - before
+            land(store, 10, 1)
+            for manifest in fast:
+                manifest.unlink()  # a cleanup that died half way
+        return fragments
+
+    assert publish(store, "samples", staged) == 0
+    assert keys(store) == [0, 1, 2, 3, 4, 10]
+
+
+def test_a_version_cleaned_away_under_a_committer_is_no_fault(store: Store) -> None:
+    fragments = write(store, "samples", rows(0, 5))
+    asked = []
+
+    def staged() -> list[str]:
+        if not asked:
+            asked.append(True)
+            land(store, 10, 3)
+            maintain(Store(store.url), "samples", lambda: True)
+        return fragments
+
+    assert publish(store, "samples", staged) == 1
+    assert keys(store) == [0, 1, 2, 3, 4, 10, 11, 12]
+
+
+def test_a_store_that_lost_its_files_is_one_sentence(store: Store) -> None:
+    land(store, 0, 5)
+    for path in Path(store.uri("samples"), "data").iterdir():
+        path.unlink()
+    with pytest.raises(WorkFailed, match=r"samples\.lance names files that are not there; restore the store"):
+        land(store, 10, 5)
+
+
+def test_what_maintenance_writes_is_forced_to_the_disk_before_anything_goes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first in range(0, 200, 10):
+        land(store, first, 10)
+    forced: set[Path] = set()
+    monkeypatch.setattr(upkeep, "fsync_files", lambda paths: forced.update(paths))
+    maintain(store, "samples", lambda: True)
+    folder = Path(store.uri("samples"))
+    fragments = store.latest("samples").get_fragments()
+    merged = {folder / "data" / f.path for x in fragments if x.physical_rows > 10 for f in x.metadata.files}
+    assert merged
+    assert merged <= forced
+    assert any("_indices" in path.parts for path in forced)
+    assert any(path.parent.name == "_versions" for path in forced)
 
 
 def test_shards_of_one_row_are_not_taken_for_the_fence(store: Store) -> None:
@@ -86,7 +148,7 @@ def test_shards_of_one_row_are_not_taken_for_the_fence(store: Store) -> None:
 
 
 def test_compaction_waits_while_something_is_staged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "MANY_FRAGMENTS", 2)
+    monkeypatch.setattr(upkeep, "MANY_FRAGMENTS", 2)
     for first in range(0, 40, 10):
         land(store, first, 10)
     before = len(store.latest("samples").get_fragments())
@@ -105,7 +167,7 @@ def test_compaction_waits_while_something_is_staged(store: Store, monkeypatch: p
 def test_a_reader_of_a_version_that_was_cleaned_away_finds_the_rows(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "MANY_FRAGMENTS", 2)
+    monkeypatch.setattr(upkeep, "MANY_FRAGMENTS", 2)
     for first in range(0, 40, 10):
         land(store, first, 10)
     store.refresh()
@@ -126,7 +188,7 @@ def test_orphans_are_swept_when_they_are_old_and_only_then(store: Store, monkeyp
     land(store, 10, 3)
     maintain(store, "samples", lambda: True)
     assert orphan.exists()
-    monkeypatch.setattr(publishing, "ORPHAN_AGE", timedelta(0))
+    monkeypatch.setattr(upkeep, "ORPHAN_AGE", timedelta(0))
     maintain(store, "samples", lambda: True)
     assert not orphan.exists()
     assert keys(store) == [10, 11, 12]

@@ -41,7 +41,7 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def run(*args: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["scopebase", *map(str, args)])
         for name in ("OUT", "ERRORS"):
-            console = Console(stderr=name == "ERRORS", width=100, highlight=False)
+            console = Console(stderr=name == "ERRORS", width=100, highlight=False, markup=False)
             for module in [m for m in sys.modules.values() if getattr(m, "__name__", "").startswith("scopebase.cli")]:
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, console)
@@ -169,6 +169,18 @@ def _file(name: str, content: bytes | str) -> Callable[[Path], str]:
 
 def _rows(*rows: dict[str, Any]) -> Callable[[Path], str]:
     return lambda folder: f"d={write_jsonl(folder / 'd.jsonl', rows)}"
+
+
+def test_brackets_and_escapes_in_data_are_text(call: Call, tmp_path: Path, index_args: dict[str, Any]) -> None:
+    rows = [{"text": "La la la, the cat sings!", "[/bold]": "[red]x", "\x1b[31m": 1}]
+    data = write_jsonl(tmp_path / "[bold]d" / "odd.jsonl", rows)
+    options = [part for name in ("model", "sae") for part in (f"--{name}", index_args[name])]
+    home = ["--home", tmp_path / "home"]
+    assert call(*home, "index", *options, "--layers", "1", "--dataset", f"odd={data}").status == 0
+    said = call(*home, "datasets")
+    assert said.status == 0
+    assert "[/bold]" in said.out
+    assert "\x1b[31m" not in said.out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""Keeping the store small and quick: merging small fragments, key indexes, and removing what no version names.
+
+Answers never depend on it. Whoever is overtaken by another process leaves the rest to the next run. What replaces synced files is synced
+before they go, because Lance itself never asks for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.optimize import Compaction
+
+from schema.publish import fence_id, overtaken, storage_faults
+from schema.store import Store, fsync_files
+
+MANY_FRAGMENTS = 16
+"""Fewer are not worth merging."""
+MERGED_ROWS = 1 << 17
+"""Fragments of so many rows are left alone, so that a long run's rows are rewritten once."""
+ORPHAN_AGE = timedelta(hours=1)
+"""How old a file that no version names must be to be swept."""
+
+
+def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
+    """Merges small fragments, brings the key index up to date and removes what the newest version does not name.
+
+    Who reads an older version finds its files gone and opens the newest (`Store.rows`).
+
+    Args:
+        quiet: whether nothing is leased or staged. What cannot be done now, the next run does.
+    """
+    merge(store, table, quiet)
+    with storage_faults(store), giving_way(), forced(store, table):
+        snapshot = store.latest(table)
+        if not quiet():
+            return
+        if snapshot.describe_indices():
+            snapshot.optimize.optimize_indices()
+        else:
+            snapshot.create_scalar_index("key", "BTREE")
+    with storage_faults(store), giving_way():
+        snapshot = store.latest(table)
+        if quiet():
+            snapshot.cleanup_old_versions(older_than=timedelta(0))
+        if store.local and quiet():
+            _sweep(store, table)
+
+
+def merge(store: Store, table: str, settled: Callable[[], bool]) -> None:
+    """Merges small fragments: a manifest of thousands is slow to commit and to read.
+
+    Args:
+        settled: whether nothing is staged, asked after the manifest was read: merging erases the file names by which a staged shard
+            is recognised.
+    """
+    with storage_faults(store), giving_way():
+        snapshot = store.latest(table)
+        if len(snapshot.get_fragments()) <= MANY_FRAGMENTS or not settled():
+            return
+        options = {
+            "target_rows_per_fragment": MERGED_ROWS,
+            "compaction_mode": "try_binary_copy",
+            "excluded_fragment_ids": [fence_id(snapshot)],
+        }
+        plan = Compaction.plan(snapshot, options)
+        with forced(store, table):
+            merged = [task.execute(snapshot) for task in plan.tasks]
+        with forced(store, table):
+            Compaction.commit(snapshot, merged, options)
+
+
+def remove_rows(store: Store, table: str, first: int, stop: int) -> None:
+    """Deletes rows with first <= key < stop."""
+    with storage_faults(store), giving_way(), forced(store, table):
+        store.latest(table).delete(f"key >= {int(first)} AND key < {int(stop)}")
+
+
+def _sweep(store: Store, table: str) -> None:
+    """Removes data files that no version names and no living worker can still be writing."""
+    snapshot = store.latest(table)
+    tracked = {path for batch in snapshot.tracked_files() for path in batch.column("path").to_pylist()}
+    eldest = (datetime.now(UTC) - ORPHAN_AGE).timestamp()
+    for path in Path(store.uri(table), "data").iterdir():
+        if f"data/{path.name}" not in tracked and path.stat().st_mtime < eldest:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def giving_way() -> Iterator[None]:
+    """Leaves the work undone where another process overtook it."""
+    try:
+        yield
+    except (CommitConflictError, OSError, pa.ArrowInvalid) as error:
+        if not overtaken(error):
+            raise
+
+
+@contextmanager
+def forced(store: Store, table: str) -> Iterator[None]:
+    """Forces every file of the table that was written meanwhile onto the disk."""
+    begin = time.time() - 2.0  # file systems keep time in coarse steps
+    yield
+    if store.local:
+        files = (path for path in Path(store.uri(table)).rglob("*") if path.is_file())
+        fsync_files([path for path in files if path.stat().st_mtime >= begin])

@@ -13,6 +13,7 @@ from schema.wire.base import Page
 from schema.wire.catalog import EstimateAnswer, RunItem
 from scopebase.cli.console import ERRORS, OUT, DrawnProgress, duration, number, print_json, size, table
 from scopebase.cli.options import Home, Json, settings, wants_json
+from scopebase.cli.workers import check_engine, helpers
 
 
 def index(
@@ -78,6 +79,10 @@ def index(
             "--model-name", help="The model's name in ids; made from --model unless given.", show_default=False
         ),
     ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="What runs the workers: local.")] = "local",
+    workers: Annotated[
+        int, typer.Option("--workers", help="Processes that share the work; each holds the model and its SAEs.")
+    ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell tokens, bytes and time, and write nothing.")] = False,
     home: Home = None,
     json: Json = False,
@@ -113,6 +118,7 @@ def index(
         device=device,
         dtype=dtype,
     )
+    check_engine(engine, workers)
     progress = DrawnProgress()
     if dry_run:
         answer = estimate(config, settings(home), progress)
@@ -121,7 +127,8 @@ def index(
         else:
             show_estimate(answer)
         return
-    reports = run_index(config, settings(home), progress)
+    with helpers(workers - 1):
+        reports = run_index(config, settings(home), progress)
     if wants_json(json):
         print_json(runs_page(settings(home), reports))
     else:

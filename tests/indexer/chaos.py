@@ -31,7 +31,7 @@ import scopebase  # noqa: F401
 from indexer import run as running
 from indexer import worker
 from indexer.config import IndexConfig
-from schema import catalog, home, ledger, publish
+from schema import catalog, home, ledger, publish, upkeep
 from schema.settings import Settings
 from schema.store import Store
 from tests.making import SONGS, TALES, make_model, make_release, write_jsonl
@@ -62,8 +62,11 @@ class Events:
         return counted
 
     def watch(self) -> None:
+        upkeep.MANY_FRAGMENTS, worker.MERGE_EVERY = 3, 4  # merge at this size too
         for where, names in (
-            (publish, ("write_fragments", "fsync_files", "_sweep")),
+            (publish, ("write_fragments", "fsync_files")),
+            (upkeep, ("fsync_files", "_sweep")),
+            (upkeep.Compaction, ("plan", "commit")),
             (lance.LanceDataset, ("delete", "create_scalar_index", "cleanup_old_versions")),
             (ledger.Ledger, ("lease", "stage", "commit", "reclaim")),
             (home, ("upgrade",)),

@@ -16,6 +16,7 @@ import torch
 
 import scopebase.cli
 from schema.settings import Settings
+from tests.indexer.test_run import everything
 from tests.making import make_model, make_release, sae_tensors, write_jsonl
 
 
@@ -169,6 +170,36 @@ def _file(name: str, content: bytes | str) -> Callable[[Path], str]:
 
 def _rows(*rows: dict[str, Any]) -> Callable[[Path], str]:
     return lambda folder: f"d={write_jsonl(folder / 'd.jsonl', rows)}"
+
+
+def test_workers_share_a_run(tmp_path: Path, index_args: dict[str, Any], data_dir: Path) -> None:
+    """As a process of its own: the workers are made from what stands on the command line."""
+    rows = []
+    for workers in (1, 2):
+        home = tmp_path / f"home{workers}"
+        command = [sys.executable, "-m", "scopebase", "--home", str(home), "index", "--layers", "1", "--json"]
+        options = ["--batch-tokens", "64", "--workers", str(workers), "--dataset", f"tales={data_dir / 'tales.jsonl'}"]
+        model = ["--model", index_args["model"], "--sae", index_args["sae"], "--set", "tiny"]
+        done = subprocess.run([*command, *options, *model], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["data"][0]["state"] == "finished"
+        rows.append(everything(Settings.read(home, {})))
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--engine", "ray"], "share the work"),
+        (["--engine", "x"], "local or ray"),
+        (["--workers", "0"], "from 1 to 256"),
+    ],
+)
+def test_engines_and_workers_that_cannot_be(call: Call, tmp_path: Path, options: list[str], words: str) -> None:
+    said = call("--home", tmp_path / "h", "index", "--model", "m", "--sae", "s", "--dataset", "d=x.jsonl", *options)
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert words in said.err
+    assert not (tmp_path / "h").exists()
 
 
 def test_brackets_and_escapes_in_data_are_text(call: Call, tmp_path: Path, index_args: dict[str, Any]) -> None:

@@ -32,6 +32,13 @@ class Provenance(Wire):
     snapshot: int
 
 
+class SchemaState(Wire):
+    """What `scopebase db` says of the database."""
+
+    revision: str
+    state: Literal["made", "upgraded", "up to date"]
+
+
 class Problem(Wire):
     """An error, RFC 9457."""
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import typer
 
 from schema.errors import HomeError
-from scopebase.cli.console import OUT
-from scopebase.cli.options import Home, settings
+from schema.wire.base import SchemaState
+from scopebase.cli.console import OUT, print_json
+from scopebase.cli.options import Home, Json, settings, wants_json
+
+State = Literal["made", "upgraded", "up to date"]
+_DONE: dict[str, State] = {"current": "up to date", "empty": "made", "older": "upgraded"}
 
 app = typer.Typer(help="The schema of the database.", no_args_is_help=True)
 
 
 @app.command()
-def upgrade(home: Home = None) -> None:
+def upgrade(home: Home = None, json: Json = False) -> None:
     """Make the database, or bring an older one up to date."""
     from schema.database import Database, check_revision, current_revision
     from schema.database import upgrade as to_newest
@@ -26,13 +32,11 @@ def upgrade(home: Home = None) -> None:
     before = check_revision(database)
     if before != "current":
         to_newest(database)
-    OUT.print(
-        f"schema {current_revision(database)}: {'was up to date' if before == 'current' else 'made' if before == 'empty' else 'upgraded'}"
-    )
+    _show(current_revision(database) or "", _DONE[before], json)
 
 
 @app.command()
-def check(home: Home = None) -> None:
+def check(home: Home = None, json: Json = False) -> None:
     """Tell whether the database's schema is the one this Scopebase needs."""
     from schema.database import check_revision, current_revision, newest_revision
     from schema.home import find_home, open_database
@@ -49,4 +53,11 @@ def check(home: Home = None) -> None:
             f"schema {current_revision(database)} is not {newest_revision()}; bring it up to date with 'scopebase db upgrade'"
         )
     find_home(where)
-    OUT.print(f"schema {newest_revision()}: up to date")
+    _show(newest_revision(), "up to date", json)
+
+
+def _show(revision: str, state: State, json: bool) -> None:
+    if wants_json(json):
+        print_json(SchemaState(revision=revision, state=state))
+    else:
+        OUT.print(f"schema {revision}: {state}")

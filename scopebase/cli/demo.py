@@ -11,8 +11,9 @@ import typer
 from schema.errors import InputError
 from schema.settings import Settings
 from scopebase.cli.answers import show_diff, show_overlap
-from scopebase.cli.console import ERRORS, OUT, DrawnProgress, duration
+from scopebase.cli.console import ERRORS, OUT, DrawnProgress, duration, print_json
 from scopebase.cli.index import show_reports
+from scopebase.cli.options import GLOBALS
 
 LAYER = 2
 
@@ -45,21 +46,26 @@ def demo(
         sae=str(assets.release),
         datasets=tuple((name, str(assets.data(name))) for name in names),
     )
-    settings = Settings.read(assets.home)
+    settings = Settings.read(GLOBALS.home or assets.home)
     reports = index(config, settings, progress)
-    show_reports(settings, reports)
+    if not GLOBALS.json:
+        show_reports(settings, reports)
     home = open_home(settings)
     try:
         library = Library(home)
         sae = next(name for name in reports[0].saes if f"/{LAYER}-" in name)
+        shares = overlap(library, sae, names, min_samples=3)
+        if GLOBALS.json:
+            print_json(shares)
+            return
         OUT.print()
-        show_overlap(overlap(library, sae, names, min_samples=3))
+        show_overlap(shares)
         OUT.print()
         show_diff(diff(library, sae, "word_problems", "stories", min_samples=3, limit=6, samples=2))
     finally:
         home.close()
     ERRORS.print(f"\nDone in {duration(time.monotonic() - begin)}.", style="dim")
-    OUT.print(_next(assets.home, sae), markup=False, soft_wrap=True)
+    OUT.print(_next(settings.home, sae), markup=False, soft_wrap=True)
 
 
 def _next(home: Path, sae: str) -> str:

@@ -351,7 +351,8 @@ def test_the_schema_is_made_and_checked(call: Call, tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert call("db", "check", "--home", home).status == 2
     assert "made" in call("db", "upgrade", "--home", home).out
-    assert "was up to date" in call("db", "upgrade", "--home", home).out
+    assert "up to date" in call("db", "upgrade", "--home", home).out
+    assert call("--json", "db", "check", "--home", home).json["state"] == "up to date"
     assert "up to date" in call("db", "check", "--home", home).out
 
 

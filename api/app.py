@@ -16,6 +16,7 @@ from api.routes import catalog, health, questions
 from api.services.library import Library
 from schema.errors import ScopebaseError
 from schema.home import Home
+from schema.live import LiveModel
 from schema.wire.base import Problem
 
 PROBLEM = "application/problem+json"
@@ -25,8 +26,12 @@ Every answer over activations says in `provenance` what it was made from; `as_of
 Errors are `application/problem+json`."""
 
 
-def create_app(home: Home) -> FastAPI:
-    """The service over a home."""
+def create_app(home: Home, live: LiveModel | None = None) -> FastAPI:
+    """The service over a home.
+
+    Args:
+        live: a loaded model for what texts fire; without one such questions are answered with 503.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -44,6 +49,7 @@ def create_app(home: Home) -> FastAPI:
         },
     )
     app.state.library = Library(home)
+    app.state.live = live
     for module in (health, catalog, questions):
         app.include_router(module.router, prefix="/v1")
     app.add_exception_handler(ScopebaseError, _refused)

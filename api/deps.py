@@ -7,7 +7,8 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Query, Request
 
 from api.services.library import Library
-from schema.errors import Forbidden
+from schema.errors import Forbidden, NoModel
+from schema.live import LiveModel
 from schema.records import Pool, Scope
 
 
@@ -37,6 +38,23 @@ DatasetName = Annotated[
 DatasetNames = Annotated[
     list[DatasetName], Query(min_length=1, max_length=200, alias="dataset", description="Once for each dataset")
 ]
+
+
+def get_live(request: Request) -> LiveModel:
+    """The loaded model.
+
+    Raises:
+        NoModel: the service runs without one.
+    """
+    live = request.app.state.live
+    if live is None:
+        raise NoModel(
+            "no model is loaded here, so texts cannot be read; start the service with 'scopebase serve --model M'"
+        )
+    return cast(LiveModel, live)
+
+
+Live = Annotated[LiveModel, Depends(get_live)]
 
 
 def get_actor(request: Request) -> str:

@@ -44,6 +44,25 @@ class Tokenizer:
             )
         ]
 
+    def given(self, ids: Sequence[int], ordinal: int, recipe: Recipe) -> tuple[str, Tokens]:
+        """Token ids as they are, and the text that they spell.
+
+        Raises:
+            InputError: the model does not know a token.
+        """
+        unknown = [id_ for id_ in ids if not 0 <= id_ < self._vocabulary]
+        if unknown:
+            raise InputError(f"token id {unknown[0]:,} is none of the model's, which are 0 to {self._vocabulary - 1:,}")
+        kept = list(ids)[: recipe.max_tokens]
+        pieces = self.pieces(kept)
+        ends = np.cumsum([len(piece) for piece in pieces])
+        spans = list(zip(np.concatenate([[0], ends[:-1]]), ends, strict=True)) if kept else []
+        return "".join(pieces), self._tokens(ordinal, kept, spans, len(ids) > len(kept), recipe.mask)
+
+    def pieces(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> list[str]:
+        """Each token as text by itself."""
+        return [str(self._tokenizer.decode([int(id_)], clean_up_tokenization_spaces=False)) for id_ in ids]
+
     def _tokens(
         self, ordinal: int, ids: list[int], offsets: list[tuple[int, int]], truncated: bool, mask: str
     ) -> Tokens:

@@ -53,7 +53,7 @@ class LiveModel(Protocol):
         """Reads texts, or token ids as they are.
 
         Raises:
-            NotFound: an SAE that the home does not have or that is of another model.
-            Conflict: its file is not the one that was indexed.
+            NotFound: an SAE that the home does not have.
+            Conflict: its file is not the one that was indexed, or it belongs to another model.
             InputError: no text, or token ids that the model does not have.
         """

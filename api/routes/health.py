@@ -27,7 +27,7 @@ def health() -> Health:
 
 @router.get("/ready", responses={503: {"model": Ready}})
 def ready(request: Request, response: Response) -> Ready:
-    """Both stores answer; a store where nothing is indexed yet is ready too."""
+    """Both stores answer, and the model where one is loaded; a store where nothing is indexed yet is ready too."""
     library = request.app.state.library
     checks = {}
     for name, check in (("database", library.refresh), ("store", library.check_store)):
@@ -35,6 +35,8 @@ def ready(request: Request, response: Response) -> Ready:
             checks[name] = check() or "ok"
         except (ScopebaseError, OSError, ValueError) as error:
             checks[name] = f"failed: {str(error).splitlines()[0].split(', /')[0][:200]}"
+    if request.app.state.live is not None:
+        checks["model"] = "ok"  # it is loaded before the service listens
     whole = not any(result.startswith("failed") for result in checks.values())
     response.status_code = 200 if whole else 503
     return Ready(status="ready" if whole else "not ready", checks=checks)

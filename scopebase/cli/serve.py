@@ -9,6 +9,7 @@ import typer
 
 from schema.errors import InputError
 from scopebase.cli.console import ERRORS
+from scopebase.cli.live import DeviceOption, SaeDirOption, load_live
 from scopebase.cli.options import Home, settings
 
 
@@ -18,6 +19,16 @@ def serve(
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Listen beyond this machine although nobody is asked for a key.")
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Load this model (hub id or directory) for questions about new texts; look-ups need none.",
+            show_default=False,
+        ),
+    ] = None,
+    sae_dir: SaeDirOption = None,
+    device: DeviceOption = "auto",
     home: Home = None,
 ) -> None:
     """Serve the HTTP API; look-ups load no model."""
@@ -30,7 +41,9 @@ def serve(
         raise InputError(
             f"--host {host} is reachable from other machines and nobody would be asked for a key; add --no-auth if that is meant"
         )
-    app = create_app(open_home(settings(home)))
+    found = open_home(settings(home))
+    live = load_live(found, model, sae_dir, device) if model is not None else None
+    app = create_app(found, live)
     ERRORS.print(
         f"Scopebase on http://{host}:{port}/v1 · questions at http://{host}:{port}/docs · Ctrl-C ends it", markup=False
     )

@@ -1,0 +1,42 @@
+"""Loading a model for a command that reads texts; needs torch, which look-ups do without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from schema.errors import InputError
+from schema.home import Home
+from scopebase.cli.console import DrawnProgress
+
+if TYPE_CHECKING:
+    from indexer.live import Live
+
+SaeDirOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--sae-dir",
+        help="Where SAEs lie (directory or hub id), if not where they were indexed from. Repeat for more.",
+        show_default=False,
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+
+
+def load_live(
+    home: Home, model: str, sae_dir: Sequence[str] | None, device: str, layers: Sequence[int] | None = None
+) -> Live:
+    """The model, loaded.
+
+    Raises:
+        InputError: torch or transformers is missing, or see `indexer.live.open_live`.
+    """
+    try:
+        from indexer.live import open_live
+    except ImportError as error:
+        raise InputError(
+            f"reading texts needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
+        ) from None
+    return open_live(home, model, sae_places=sae_dir or (), device=device, layers=layers, progress=DrawnProgress())

@@ -8,6 +8,7 @@ from schema.errors import InputError
 from schema.names import check_dataset, check_set
 
 BAD_ROWS = ("stop", "skip")
+LOGITS = ("auto", "yes", "no")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class IndexConfig:
     """Padded tokens a batch; chosen by the device unless given."""
     device: str = "auto"
     dtype: str = "auto"
+    logits: str = "auto"
+    """Whether each SAE's logit effects are made: `auto` leaves them out where a CPU would take long."""
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -50,6 +53,8 @@ class IndexConfig:
             raise InputError(f"--limit {self.limit}: at least 1")
         if self.batch_tokens is not None and not 1 <= self.batch_tokens <= 1 << 22:
             raise InputError(f"--batch-tokens {self.batch_tokens}: from 1 to {1 << 22:,}")
+        if self.logits not in LOGITS:
+            raise InputError(f"--logits {self.logits!r}: {', '.join(LOGITS)}")
         if self.bad_rows not in BAD_ROWS:
             raise InputError(f"--bad-rows {self.bad_rows!r}: {' or '.join(BAD_ROWS)}")
 

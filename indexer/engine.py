@@ -27,7 +27,8 @@ class Engine:
     def subject(self) -> Subject:
         plan = self.plan
         self.progress.say(f"loading {plan.model.card.name} ({plan.recipe.dtype}, {plan.device})")
-        return plan.model.load(max(card.layer for card in plan.saes), plan.device, getattr(torch, plan.recipe.dtype))
+        deepest = max(card.layer for card in plan.saes)
+        return plan.model.load(deepest, plan.device, getattr(torch, plan.recipe.dtype), head=bool(plan.logits))
 
     def for_run(self, run: Run) -> ShardEncoder:
         """The encoders of a run's SAEs behind one model."""

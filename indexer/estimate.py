@@ -14,6 +14,7 @@ import numpy as np
 
 from indexer.config import IndexConfig
 from indexer.engine import Engine
+from indexer.logits import logit_work
 from indexer.prepare import Plan, prepare
 from indexer.progress import Progress, Silent
 from indexer.shard import PairEncoder, ShardEncoder, ShardRows
@@ -97,6 +98,8 @@ def estimate(config: IndexConfig, settings: Settings, progress: Progress | None 
         seconds=n_tokens / rate,
         bytes=round(n_activations * density),
         bytes_per_activation=density,
+        n_logits=len(plan.logits),
+        logit_work=sum(logit_work(c.d_sae, len(plan.model.tokenizer), c.d_model) for c in plan.logits),
         measured_tokens=trial.n_tokens,
         device=str(plan.device),
         dtype=plan.recipe.dtype,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from indexer.config import IndexConfig
+from indexer.logits import AUTO_WORK, logit_work
 from indexer.progress import Bar, Progress
 from indexer.readers import check_source
 from indexer.saes import Release, open_release
 from indexer.subject import Described, choose_device, choose_dtype
 from indexer.survey import CheckedRows, DatasetSpec, ShardSize, survey
-from schema.catalog import check_model, check_sae, known_sae
+from schema.catalog import check_model, check_sae, known_sae, missing_logits
 from schema.errors import InputError
 from schema.home import Home
 from schema.names import SaeName, check_set, set_from_release
@@ -38,6 +39,8 @@ class Plan:
     batch_tokens: int
     recipe: Recipe
     datasets: list[tuple[DatasetSpec, Survey]]
+    logits: list[SaeCard] = field(default_factory=list)
+    """The SAEs whose logit effects are still to be made."""
 
 
 def prepare(config: IndexConfig, home: Home | None, progress: Progress) -> Plan:
@@ -69,7 +72,33 @@ def prepare(config: IndexConfig, home: Home | None, progress: Progress) -> Plan:
     set_name = config.set_name or check_set(set_from_release(release.name))
     with progress.bar("checking SAEs", len(layers)) as bar:
         saes = [_card(release, layer, model, set_name, home, bar) for layer in layers]
-    return Plan(config, model, release, set_name, saes, device, dtype, batch_tokens, recipe, datasets)
+    logits = _logits(config, model, set_name, saes, device, home, progress)
+    return Plan(config, model, release, set_name, saes, device, dtype, batch_tokens, recipe, datasets, logits)
+
+
+def _logits(
+    config: IndexConfig,
+    model: Described,
+    set_name: str,
+    saes: list[SaeCard],
+    device: torch.device,
+    home: Home | None,
+    progress: Progress,
+) -> list[SaeCard]:
+    """The SAEs whose logits are wanted and not there."""
+    wanted = saes if config.logits != "no" else []
+    if home is not None and wanted:
+        with home.database.reading() as session:
+            known = [known_sae(session, str(SaeName(model.card.name, card.layer, set_name))) for card in wanted]
+            missing = missing_logits(session, [sae.id for sae in known if sae is not None])
+        wanted = [c for c, sae in zip(wanted, known, strict=True) if sae is None or sae.id in missing]
+    work = sum(logit_work(card.d_sae, len(model.tokenizer), card.d_model) for card in wanted)
+    if config.logits == "auto" and device.type == "cpu" and work > AUTO_WORK * len(wanted):
+        progress.say(
+            f"logit effects are left out: {work:.1e} multiply-adds are much for a CPU; --logits yes makes them all the same"
+        )
+        return []
+    return wanted
 
 
 def _check_layers(layers: list[int], model: Described, release: Release) -> None:

@@ -2,6 +2,7 @@
 
     row -> text -> tokens -> residuals -> what fires -> forward rows, tokens, parts   (shard by shard)
                                                      -> profile, postings             (when all are in)
+    SAE -> directions (first), logits (last)
 
 Whoever runs the same command on the same home shares the work; whoever runs it after a crash goes on with it.
 """
@@ -17,17 +18,22 @@ from sqlalchemy import select
 
 from indexer.config import IndexConfig
 from indexer.engine import Engine
+from indexer.logits import write_logits
 from indexer.prepare import Plan, prepare
 from indexer.progress import Progress, Silent
+from indexer.saes.known import load_known
 from indexer.survey import DatasetSpec
-from indexer.worker import Worker, publish_staged
-from schema.catalog import register_dataset, register_model, register_run, register_sae
+from indexer.worker import Stats, Worker, do_shard, publish_staged
+from schema.catalog import open_logits, register_dataset, register_model, register_run, register_sae
+from schema.errors import InputError
 from schema.home import Home, check_writable, find_home, make_home
 from schema.layout import SAMPLE_BITS, directions_table, sample_key
+from schema.names import SaeName
+from schema.publish import Staged
 from schema.recipe import Recipe
 from schema.records import ModelCard, RunReport, SaeCard, Survey
 from schema.settings import Settings
-from schema.tables import Run, RunSae
+from schema.tables import Run, RunSae, Sae, Shard
 from schema.upkeep import maintain, remove_rows
 
 
@@ -47,6 +53,7 @@ def index(config: IndexConfig, settings: Settings, progress: Progress | None = N
         publish_staged(home)  # what a killed process had staged
         home.ledger.reclaim()
         reports = [index_one(home, engine, spec, found, progress) for spec, found in plan.datasets]
+        add_logits(home, engine, progress)
         if spent_parts(home):  # an earlier call died between finishing its run and tidying up
             tidy(home)
         return reports
@@ -64,6 +71,36 @@ def index_one(home: Home, engine: Engine, spec: DatasetSpec, found: Survey, prog
         Worker(home, engine, run, spec, found, progress).work()
         tidy(home)
     return report(home, run.id, already=finished)
+
+
+def add_logits(home: Home, engine: Engine, progress: Progress) -> None:
+    """The logit effects of a plan's SAEs, one shard each, where they are wanted and not there yet."""
+    plan = engine.plan
+    if not plan.logits:
+        return
+    try:
+        head = engine.subject.head()
+    except InputError as error:
+        if plan.config.logits == "yes":
+            raise
+        progress.say(f"logit effects are left out: {error}")
+        return
+    home.ensure_table("logits")
+    names = [str(SaeName(plan.model.card.name, card.layer, plan.set_name)) for card in plan.logits]
+    with home.database.writing(alone=True) as session:
+        saes = {sae.id: sae for sae in session.scalars(select(Sae).where(Sae.name.in_(names)))}
+        open_logits(session, list(saes))
+
+    def work(shard: Shard, staged: Staged) -> Stats:
+        assert shard.sae_id is not None
+        sae = load_known(saes[shard.sae_id], [plan.release])
+        staged |= write_logits(home.store, shard.sae_id, sae, head, plan.model.tokenizer, plan.device, bar)
+        return {}
+
+    with progress.bar("computing logit effects", sum(card.d_sae for card in plan.logits)) as bar:
+        while (shard := home.ledger.lease_logits(list(saes))) is not None:
+            do_shard(home, shard, work)
+    tidy(home)
 
 
 def register(

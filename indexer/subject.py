@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import logging as transformers_logging
 
+from indexer.logits import Head, find_head
 from indexer.tokens import Tokenizer, load_tokenizer
 from schema.errors import InputError, WorkFailed
 from schema.names import model_slug
@@ -50,8 +52,11 @@ class Described:
             tokenizer_sha256=self.tokenizer.sha256,
         )
 
-    def load(self, deepest: int, device: torch.device, dtype: torch.dtype) -> Subject:
+    def load(self, deepest: int, device: torch.device, dtype: torch.dtype, *, head: bool = False) -> Subject:
         """The model with its blocks up to the deepest one that is read.
+
+        Args:
+            head: keep what comes after the last block, for `Subject.head`.
 
         Raises:
             InputError: the weights are missing or do not fit the configuration.
@@ -71,7 +76,8 @@ class Described:
             raise InputError(
                 f"model {self.source} has {len(blocks)} blocks, but its config.json says {self.card.n_layers}"
             )
-        return Subject(decoder, blocks, deepest, device)
+        outer = partial(find_head, model, decoder, len(self.tokenizer)) if head else None
+        return Subject(decoder, blocks, deepest, device, outer)
 
 
 def find_blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
@@ -101,8 +107,16 @@ class _Left(Exception):
 class Subject:
     """A loaded model whose residual stream can be read. One thread owns it; its hooks are set once and only their table changes."""
 
-    def __init__(self, decoder: nn.Module, blocks: nn.ModuleList, deepest: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        decoder: nn.Module,
+        blocks: nn.ModuleList,
+        deepest: int,
+        device: torch.device,
+        head: Callable[[], Head] | None = None,
+    ) -> None:
         self.device = device
+        self._head = head
         self._taps: Mapping[int, Tap] = {}
         for layer, block in enumerate(blocks):
             if layer <= deepest:
@@ -110,6 +124,15 @@ class Subject:
             else:
                 blocks[layer] = nn.Identity()  # never reached: give its memory back
         self._decoder = decoder.to(device).eval()
+
+    def head(self) -> Head:
+        """Final norm and unembedding.
+
+        Raises:
+            InputError: see `indexer.logits.find_head`.
+        """
+        assert self._head is not None, "the model was loaded without its head"
+        return self._head()
 
     def _hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:

@@ -28,6 +28,10 @@ class Tokenizer:
         self.sha256 = _identity(tokenizer)
         self.special_ids = np.array(sorted(_special_ids(tokenizer)), dtype=np.int32)
 
+    def __len__(self) -> int:
+        """Tokens that it can make; a model's vocabulary may be padded beyond."""
+        return min(len(self._tokenizer), self._vocabulary)
+
     def encode(self, texts: Sequence[str], ordinals: Sequence[int], recipe: Recipe) -> list[Tokens]:
         """Each text's tokens, cut at `recipe.max_tokens`, with the mask applied.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -64,20 +65,8 @@ class Worker:
                     self._wait()
 
     def _do(self, shard: Shard) -> None:
-        staged: Staged = {}
-        try:
-            with self.home.ledger.holding(shard):
-                stats = self.kinds[shard.kind](shard, staged)
-        except BaseException:
-            discard(self.home.store, staged)
-            raise
-        try:  # whatever else interrupts this, the ledger may have the fragments by then: they stay, and are swept if it has not
-            self.home.ledger.stage(shard, staged, {**stats, "bytes": size(staged)})
-        except LeaseLost:
-            discard(self.home.store, staged)
-            return
-        publish_staged(self.home)
-        self._since_merge += 1
+        staged = do_shard(self.home, shard, self.kinds[shard.kind])
+        self._since_merge += bool(staged)
         if self._since_merge == MERGE_EVERY:
             self._since_merge = 0
             for table in staged:
@@ -164,6 +153,24 @@ class Worker:
             staged["postings"] += write(store, "postings", postings(source, profile))
         bar.advance(1)
         return {}
+
+
+def do_shard(home: Home, shard: Shard, work: Callable[[Shard, Staged], Stats]) -> Staged:
+    """Does a leased shard, stages and publishes it; what it staged, nothing where the lease was lost on the way."""
+    staged: Staged = {}
+    try:
+        with home.ledger.holding(shard):
+            stats = work(shard, staged)
+    except BaseException:
+        discard(home.store, staged)
+        raise
+    try:  # whatever else interrupts this, the ledger may have the fragments by then: they stay, and are swept if it has not
+        home.ledger.stage(shard, staged, {**stats, "bytes": size(staged)})
+    except LeaseLost:
+        discard(home.store, staged)
+        return {}
+    publish_staged(home)
+    return staged
 
 
 def publish_staged(home: Home) -> None:

@@ -83,6 +83,19 @@ def check_sae(sae: Sae, card: SaeCard) -> None:
         )
 
 
+def missing_logits(session: Session, saes: Sequence[int]) -> list[int]:
+    """Those of the SAEs whose logits nobody has made; a shard that is open or in hands counts as missing."""
+    made = select(Shard.sae_id).where(Shard.kind == "logits", Shard.state == "committed", Shard.sae_id.in_(saes))
+    done = set(session.scalars(made))
+    return [sae for sae in saes if sae not in done]
+
+
+def open_logits(session: Session, saes: Sequence[int]) -> None:
+    """Makes the shards that write these SAEs' logits, where there are none. Call it alone (`Database.writing(alone=True)`)."""
+    there = set(session.scalars(select(Shard.sae_id).where(Shard.kind == "logits", Shard.sae_id.in_(saes))))
+    session.add_all(Shard(kind="logits", sae_id=sae, ordinal=0) for sae in saes if sae not in there)
+
+
 def known_sae(session: Session, name: str) -> Sae | None:
     """The SAE of this id, if the home has it."""
     return session.scalars(select(Sae).where(Sae.name == name)).one_or_none()

@@ -7,6 +7,7 @@
     profiles        counts of every feature over a run, the source of set questions  key pair
     postings        which samples fire a feature, for a segment of a run           key segment | feature
     directions_<d>  decoder directions of SAEs of width d                          key SAE     | feature
+    logits          tokens that a feature's direction raises and lowers most       key SAE     | feature
 
 A *pair* is one SAE in one run (`run_saes` in SQL), a *segment* a range of its samples. All keys are positive; the one row
 with key -1 is the table's fence (see `schema.publish`). Types are signed, because they pack to the same size and engines that
@@ -124,6 +125,18 @@ POSTINGS = pa.schema(
     ]
 )
 
+LOGITS = pa.schema(
+    [
+        _KEY,
+        _list("top_ids", pa.int32()),  # the largest effect first
+        _list("top_values", pa.float32()),
+        _list("top_tokens", pa.utf8()),
+        _list("bottom_ids", pa.int32()),  # the most negative first
+        _list("bottom_values", pa.float32()),
+        _list("bottom_tokens", pa.utf8()),
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "samples": SAMPLES,
     "tokens": TOKENS,
@@ -139,7 +152,9 @@ def directions_table(d_model: int) -> str:
 
 
 def schema_of(table: str) -> pa.Schema:
-    """The Arrow schema of a table, directions of any width included."""
+    """The Arrow schema of a table, those included that not every home has."""
+    if table == "logits":
+        return LOGITS
     if table.startswith("directions_"):
         width = int(table.removeprefix("directions_"))
         return pa.schema(
@@ -157,7 +172,9 @@ def list_column(
 ) -> pa.ListArray:
     """A list column of a table from its flat values and where each row's begin."""
     kind = schema.field(name).type
-    flat = pa.array(values.astype(kind.value_type.to_pandas_dtype(), copy=False), kind.value_type)
+    if values.dtype != object:
+        values = values.astype(kind.value_type.to_pandas_dtype(), copy=False)
+    flat = pa.array(values, kind.value_type)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, type=kind)
 
 

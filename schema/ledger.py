@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import psutil
@@ -74,6 +74,11 @@ class Ledger:
                 if kind == "samples" and _unfinished(session, condition):
                     return None  # another worker writes the rows that everything else reads
         return None
+
+    def lease_logits(self, sae_ids: Sequence[int]) -> Shard | None:
+        """The logits of one of these SAEs, if they are still to be made and in nobody's hands."""
+        with self.database.writing() as session:
+            return self._take(session, and_(Shard.kind == "logits", Shard.sae_id.in_(sae_ids)))
 
     def _take(self, session: Session, condition: ColumnElement[bool]) -> Shard | None:
         moment = clock(session)

@@ -172,7 +172,7 @@ class Shard(Base):
     """The ledger: one piece of work that is leased, staged and committed as a whole (see `schema.ledger`).
 
     `samples` writes a dataset's rows, `directions` an SAE's decoder, `encode` a run's samples [first, stop),
-    `seal` a pair's profile and postings.
+    `seal` a pair's profile and postings. `logits` writes an SAE's logit effects; no run waits for it.
     """
 
     __tablename__ = "shards"

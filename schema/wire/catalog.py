@@ -96,6 +96,8 @@ class EstimateAnswer(Wire):
     seconds: float
     bytes: int
     bytes_per_activation: float
+    n_logits: int = Field(description="SAEs whose logit effects would be computed too")
+    logit_work: float = Field(description="Multiply-adds that they take; not in `seconds`")
     measured_tokens: int = Field(description="Tokens on which speed and bytes were measured")
     device: str
     dtype: str

@@ -73,6 +73,13 @@ def index(
     dtype: Annotated[
         str, typer.Option("--dtype", help="The model's arithmetic: auto, float32, bfloat16, float16.")
     ] = "auto",
+    logits: Annotated[
+        str,
+        typer.Option(
+            "--logits",
+            help="Store which tokens each feature raises and lowers: auto (not where a CPU takes long), yes, no.",
+        ),
+    ] = "auto",
     model_name: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +124,7 @@ def index(
         batch_tokens=batch_tokens,
         device=device,
         dtype=dtype,
+        logits=logits,
     )
     check_engine(engine, workers)
     progress = DrawnProgress()
@@ -172,6 +180,8 @@ def show_estimate(answer: EstimateAnswer) -> None:
         f"\n{answer.n_tokens:,} tokens through {answer.n_saes} SAEs give about {number(answer.n_activations)} activations, "
         f"{size(answer.bytes)} on disk ({answer.bytes_per_activation:.2f} bytes each) in {duration(answer.seconds)}."
     )
+    if answer.n_logits:
+        OUT.print(f"Logit effects of {answer.n_logits} SAEs come on top: {answer.logit_work:.1e} multiply-adds.")
     OUT.print(
         f"Measured on {answer.measured_tokens:,} of these tokens: {number(answer.tokens_per_second)} tokens/s "
         f"({answer.device}, {answer.dtype}). Nothing was written.",

@@ -115,7 +115,7 @@ def contents(settings: Settings) -> dict[str, list[dict[str, Any]]]:
     """Every row of every table, by key."""
     store = Store(settings.store_url)
     found = {}
-    for name in TABLES:
+    for name in (*TABLES, *(["logits"] if store.has("logits") else [])):
         rows = store.latest(name).to_table(filter="key >= 0").to_pylist()
         found[name] = sorted(rows, key=lambda row: row["key"])
     return found

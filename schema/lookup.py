@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from schema.errors import Conflict, InputError, NotFound, not_found
-from schema.names import parse_dataset
+from schema.names import parse_dataset, parse_feature
 from schema.recipe import Recipe
 from schema.tables import Dataset, Run, RunSae, Sae, Segment
 
@@ -72,6 +72,63 @@ def find_sae(session: Session, name: str | None) -> Sae:
     return sae
 
 
+def find_feature(session: Session, text: str) -> tuple[Sae, int]:
+    """The SAE and index of a feature's id.
+
+    Raises:
+        InputError: it is no id.
+        NotFound: there is no such SAE, or it has fewer features.
+    """
+    name, index = parse_feature(text)
+    sae = find_sae(session, name)
+    if index >= sae.d_sae:
+        raise NotFound(f"SAE {sae.name} has features 0 to {sae.d_sae - 1:,}, and none {index:,}")
+    return sae, index
+
+
+def find_all_sources(session: Session, sae_name: str | None, as_of: int | None = None) -> tuple[Subject, list[str]]:
+    """Every dataset indexed with an SAE under the recipe of its newest run, each in its newest version, and the names left out.
+
+    Raises:
+        NotFound: an unknown SAE, or one that no dataset was indexed with.
+    """
+    sae = find_sae(session, sae_name)
+    snapshot = check_snapshot(session, as_of)
+    rows = session.execute(
+        select(
+            Run.finished, RunSae.id, Run.id, Dataset.name, Dataset.version, Dataset.id, Dataset.n_samples, Run.recipe
+        )
+        .join(Run, RunSae.run_id == Run.id)
+        .join(Dataset)
+        .where(RunSae.sae_id == sae.id, Run.finished <= snapshot)
+        .order_by(Dataset.version, Run.finished)
+    ).all()
+    if not rows:
+        raise NotFound(f"no dataset was indexed with {sae.name} yet ('scopebase index' does it)")
+    sources = [
+        (finished or 0, Source(pair, run, name, version, dataset, n_samples, Recipe(**recipe)))
+        for finished, pair, run, name, version, dataset, n_samples, recipe in rows
+    ]
+    shared = max(sources, key=lambda each: each[0])[1].recipe.comparable
+    found = {source.name: source for _, source in sources if source.recipe.comparable == shared}
+    left_out = sorted({source.name for _, source in sources} - set(found))
+    return Subject(sae, sorted(found.values(), key=lambda source: source.name), snapshot, shared[0]), left_out
+
+
+def check_snapshot(session: Session, as_of: int | None) -> int:
+    """The snapshot that is asked for, the newest unless one is.
+
+    Raises:
+        InputError: there is no such one.
+    """
+    newest = newest_snapshot(session)
+    if as_of is not None and not 0 < as_of <= newest:
+        raise InputError(
+            f"as_of={as_of}: snapshots so far are 1 to {newest}" if newest else f"as_of={as_of}: nothing is indexed yet"
+        )
+    return as_of or newest
+
+
 def find_sources(session: Session, sae_name: str | None, datasets: Sequence[str], as_of: int | None = None) -> Subject:
     """What a question over these datasets reads.
 
@@ -82,12 +139,7 @@ def find_sources(session: Session, sae_name: str | None, datasets: Sequence[str]
         Conflict: no recipe is common to all.
     """
     sae = find_sae(session, sae_name)
-    newest = newest_snapshot(session)
-    if as_of is not None and not 0 < as_of <= newest:
-        raise InputError(
-            f"as_of={as_of}: snapshots so far are 1 to {newest}" if newest else f"as_of={as_of}: nothing is indexed yet"
-        )
-    snapshot = as_of or newest
+    snapshot = check_snapshot(session, as_of)
     found = [_runs_of(session, sae, text, snapshot) for text in datasets]
     shared = set.intersection(*({source.recipe.comparable for source in each} for each in found))
     if not shared:
@@ -119,13 +171,14 @@ def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Sourc
         .where(*where)
         .order_by(Run.finished)
     )
-    sources = [
-        Source(pair, run.id, dataset.name, dataset.version, dataset.id, dataset.n_samples, Recipe(**run.recipe))
-        for pair, run, dataset in rows
-    ]
+    sources = [_source(*row) for row in rows]
     if not sources:
         raise _nothing(session, sae, name, text)
     return sources
+
+
+def _source(pair: int, run: Run, dataset: Dataset) -> Source:
+    return Source(pair, run.id, dataset.name, dataset.version, dataset.id, dataset.n_samples, Recipe(**run.recipe))
 
 
 def _nothing(session: Session, sae: Sae, name: str, shown: str) -> NotFound:
@@ -149,6 +202,14 @@ def _unlike(sources: Sequence[Source]) -> str:
             parts = " and ".join(f"{name} with {field}={str(value)[:20]}" for value, name in values.items())
             return f"these runs cannot be compared: {parts}; index one of them again like the other"
     return "these runs cannot be compared: their recipes share nothing; index them alike"
+
+
+def segments_by_pair(session: Session, pairs: Sequence[int]) -> dict[int, list[Segment]]:
+    """The same for several pairs."""
+    found: dict[int, list[Segment]] = {pair: [] for pair in pairs}
+    for segment in session.scalars(select(Segment).where(Segment.run_sae_id.in_(pairs)).order_by(Segment.first)):
+        found[segment.run_sae_id].append(segment)
+    return found
 
 
 def segments_of(session: Session, pair: int) -> list[Segment]:

@@ -69,6 +69,14 @@ def parse_sae(text: str) -> SaeName:
     return SaeName(match["model"], int(match["layer"]), match["set"])
 
 
+def parse_feature(text: str) -> tuple[str, int]:
+    """`<sae>/<index>` as (SAE's id, index)."""
+    sae, _, index = text.rpartition("/")
+    if not sae or not (index.isascii() and index.isdigit()) or len(index) > 9:
+        raise InputError(f"{text!r} is no feature's id; it looks like <model>/<layer>-<set>/<index>")
+    return sae, int(index)
+
+
 class DatasetName(NamedTuple):
     """A dataset as a question names it: its newest version, one version, or one run."""
 

@@ -5,7 +5,7 @@ Both stream in blocks of bounded size. Few features: read postings, a fraction o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,22 +77,59 @@ def count(store: Store, pair: int, d_sae: int, pool: Pool, ordinals: Ints) -> In
     return counts
 
 
+def count_places(store: Store, places: Mapping[int, Ints], d_sae: int, pool: Pool) -> Ints:
+    """(d_sae,) in how many of some samples of several pairs each feature fires.
+
+    Args:
+        places: pair -> ordinals.
+    """
+    column = "features" if pool == "any" else "last_features"
+    keys = [sample_key(pair, int(ordinal)) for pair, ordinals in places.items() for ordinal in ordinals]
+    counts = np.zeros(d_sae, np.int64)
+    for begin in range(0, len(keys), FEW):
+        differences, offsets = flat_column(store.rows("forward", keys[begin : begin + FEW], [column]).column(column))
+        counts += np.bincount(accumulate(differences.astype(np.int64), offsets), minlength=d_sae)
+    return counts
+
+
 def postings(store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool) -> dict[int, Posting]:
     """For each feature the samples that fire it, over all segments of a pair."""
-    names = ("samples", "maxima") if pool == "any" else ("last_samples", "last_values")
-    keys = [feature_key(segment.id, feature) for segment in segments for feature in dict.fromkeys(features)]
-    rows = store.rows("postings", keys, names)
-    first = {segment.id: segment.first for segment in segments}
-    found: dict[int, list[tuple[Ints, npt.NDArray[np.int16]]]] = {feature: [] for feature in features}
-    (differences, offsets), (codes, _) = (flat_column(rows.column(name)) for name in names)
-    for i, key in enumerate(rows.column("key").to_pylist()):
-        row = slice(offsets[i], offsets[i + 1])
-        ordinals = np.cumsum(differences[row], dtype=np.int64) + first[key >> FEATURE_BITS]
-        found[key & ((1 << FEATURE_BITS) - 1)].append((ordinals, codes[row]))
+    found: dict[int, list[Posting]] = {feature: [] for feature in features}
+    for _, feature, posting in _read(store, segments, features, pool):
+        found[feature].append(posting)
     return {feature: _joined(parts) for feature, parts in found.items()}
 
 
-def _joined(parts: list[tuple[Ints, npt.NDArray[np.int16]]]) -> Posting:
+def postings_by_pair(
+    store: Store, segments: Mapping[int, Sequence[Segment]], feature: int, pool: Pool
+) -> dict[int, Posting]:
+    """For each pair the samples that fire one feature, in one read.
+
+    Args:
+        segments: pair -> all its segments.
+    """
+    found: dict[int, list[Posting]] = {pair: [] for pair in segments}
+    for segment, _, posting in _read(store, [s for each in segments.values() for s in each], [feature], pool):
+        found[segment.run_sae_id].append(posting)
+    return {pair: _joined(parts) for pair, parts in found.items()}
+
+
+def _read(
+    store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool
+) -> Iterator[tuple[Segment, int, Posting]]:
+    """(segment, feature, samples) of every posting, segments in the order given."""
+    names = ("samples", "maxima") if pool == "any" else ("last_samples", "last_values")
+    keys = [feature_key(segment.id, feature) for segment in segments for feature in dict.fromkeys(features)]
+    rows = store.rows("postings", keys, names)
+    by_id = {segment.id: segment for segment in segments}
+    (differences, offsets), (codes, _) = (flat_column(rows.column(name)) for name in names)
+    for i, key in enumerate(rows.column("key").to_pylist()):
+        row, segment = slice(offsets[i], offsets[i + 1]), by_id[key >> FEATURE_BITS]
+        ordinals = np.cumsum(differences[row], dtype=np.int64) + segment.first
+        yield segment, key & ((1 << FEATURE_BITS) - 1), Posting(ordinals, codes[row])
+
+
+def _joined(parts: list[Posting]) -> Posting:
     if not parts:
         return Posting(np.empty(0, np.int64), np.empty(0, np.int16))
-    return Posting(np.concatenate([o for o, _ in parts]), np.concatenate([c for _, c in parts]))
+    return Posting(np.concatenate([p.ordinals for p in parts]), np.concatenate([p.codes for p in parts]))

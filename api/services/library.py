@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from api.services.held import Held
 from schema.errors import WorkFailed
 from schema.home import Home
 from schema.layout import sample_key
@@ -25,6 +26,8 @@ from schema.records import Pool
 
 REFRESH_SECONDS = 30.0
 CACHE_BYTES = 512 << 20
+HELD_BYTES = 1 << 30
+"""Of token counts and decoder directions."""
 Answer = TypeVar("Answer")
 
 
@@ -57,6 +60,7 @@ class Library:
         self.home = home
         self.store = home.store
         self._counts: OrderedDict[int, Counts] = OrderedDict()
+        self.held = Held(HELD_BYTES)
         self._answers: OrderedDict[object, object] = OrderedDict()
         self._lock = threading.Lock()
         self._seen = (-1, 0.0)

@@ -78,9 +78,14 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     """Names the fields and what is wrong with each; what was sent is not sent back."""
     assert isinstance(error, RequestValidationError)
     errors = [
-        {"field": ".".join(str(part) for part in each["loc"][1:]), "problem": each["msg"]} for each in error.errors()
+        {
+            "field": ".".join(str(part) for part in each["loc"][1:]),
+            "problem": each["msg"].removeprefix("Value error, "),
+        }
+        for each in error.errors()
     ]
-    return _problem(422, "; ".join(f"{e['field']}: {e['problem']}" for e in errors)[:1000], errors[:50])
+    said = (f"{e['field']}: {e['problem']}" if e["field"] else e["problem"] for e in errors)
+    return _problem(422, "; ".join(said)[:1000], errors[:50])
 
 
 def _http(_request: Request, error: Exception) -> JSONResponse:

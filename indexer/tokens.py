@@ -64,8 +64,14 @@ class Tokenizer:
         return "".join(pieces), self._tokens(ordinal, kept, spans, len(ids) > len(kept), recipe.mask)
 
     def pieces(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> list[str]:
-        """Each token as text by itself."""
-        return [str(self._tokenizer.decode([int(id_)], clean_up_tokenization_spaces=False)) for id_ in ids]
+        """Each token as text by itself, with the space that it begins with."""
+        return [self._piece(int(id_)) for id_ in ids]
+
+    def _piece(self, id_: int) -> str:
+        raw = self._tokenizer.convert_ids_to_tokens(id_)
+        if isinstance(raw, str) and "\u2581" in raw:  # SentencePiece's space, which decoding a single token drops
+            return raw.replace("\u2581", " ")
+        return str(self._tokenizer.decode([id_], clean_up_tokenization_spaces=False))
 
     def _tokens(
         self, ordinal: int, ids: list[int], offsets: list[tuple[int, int]], truncated: bool, mask: str

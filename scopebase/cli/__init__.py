@@ -10,7 +10,7 @@ import typer
 
 from schema.errors import ScopebaseError
 from scopebase import __version__
-from scopebase.cli import answers, catalog, database, demo, features, index, reading, serve
+from scopebase.cli import answers, catalog, contrast, database, demo, features, index, reading, serve
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
 
@@ -59,7 +59,7 @@ app.command("feature")(features.feature)
 app.command("match")(features.match)
 app.command("inspect")(reading.inspect)
 app.command("sample")(reading.sample)
-app.command("contrast")(reading.contrast)
+app.command("contrast")(contrast.contrast)
 app.command("models")(catalog.models)
 app.command("saes")(catalog.saes)
 app.command("datasets")(catalog.datasets)

@@ -12,6 +12,7 @@ from schema.home import Home
 from scopebase.cli.console import DrawnProgress
 
 if TYPE_CHECKING:
+    from api.services.library import Library
     from indexer.live import Live
 
 SaeDirOption = Annotated[
@@ -21,6 +22,18 @@ SaeDirOption = Annotated[
         help="Where SAEs lie (directory or hub id), if not where they were indexed from. Repeat for more.",
         show_default=False,
     ),
+]
+SaesOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--sae",
+        help="<model>/<layer>-<set>; repeat for more. May be left out where the home has one SAE.",
+        show_default=False,
+    ),
+]
+ModelOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--model", help="Where the model lies, if not where it was indexed from.", show_default=False),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 
@@ -40,3 +53,14 @@ def load_live(
             f"reading texts needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
         ) from None
     return open_live(home, model, sae_places=sae_dir or (), device=device, layers=layers, progress=DrawnProgress())
+
+
+def load_for(
+    books: Library, names: Sequence[str], model: str | None, sae_dir: Sequence[str] | None, device: str
+) -> Live:
+    """The SAEs' model, up to the deepest block that they need."""
+    from api.services.reading import find_saes
+
+    with books.home.database.reading() as session:
+        saes = find_saes(session, None, names)
+    return load_live(books.home, model or saes[0].model.source, sae_dir, device, [sae.layer for sae in saes])

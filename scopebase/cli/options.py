@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional, TypeVar
 
 import typer
+from pydantic import BaseModel, ValidationError
 
+from schema.errors import InputError
 from schema.records import Pool
 from schema.settings import Settings
+
+Request = TypeVar("Request", bound=BaseModel)
 
 
 @dataclass
@@ -45,3 +49,13 @@ def settings(home: Path | None) -> Settings:
 
 def wants_json(json: bool) -> bool:
     return json or GLOBALS.json
+
+
+def checked(shape: type[Request], asked: dict[str, Any]) -> Request:
+    """The request, or a sentence that says what of it is wrong."""
+    try:
+        return shape(**asked)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None

@@ -1,39 +1,20 @@
-"""`scopebase inspect | contrast | sample`: which features texts fire."""
+"""`scopebase inspect | sample`: which features a text fires, token by token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
-from pydantic import BaseModel, ValidationError
 from rich.text import Text
 
 from schema.errors import InputError
-from schema.wire.contrast import ContrastAnswer, ContrastRequest, ContrastSort, SaeContrast
 from schema.wire.reading import InspectAnswer, InspectRequest, ReadToken, SaeReading, SampleAnswer
 from scopebase.cli.answers import library
 from scopebase.cli.console import OUT, print_json, shown, table
-from scopebase.cli.live import DeviceOption, SaeDirOption, load_live
-from scopebase.cli.options import Home, Json, wants_json
+from scopebase.cli.live import DeviceOption, ModelOption, SaeDirOption, SaesOption, load_for
+from scopebase.cli.options import Home, Json, checked, wants_json
 
-if TYPE_CHECKING:
-    from api.services.library import Library
-    from schema.live import LiveModel
-
-SaesOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "--sae",
-        help="<model>/<layer>-<set>; repeat for more. May be left out where the home has one SAE.",
-        show_default=False,
-    ),
-]
-ModelOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--model", help="Where the model lies, if not where it was indexed from.", show_default=False),
-]
 MaskOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--mask", help="Tokens that never fire; as in the SAE's newest run unless given.", show_default=False),
@@ -68,9 +49,9 @@ def inspect(
 
     asked: dict[str, Any] = {"text": text, "saes": sae or [], "features": feature or [], "top": top, "overall": overall}
     asked |= {"token_ids": _ids(token_ids), "mask": mask, "max_tokens": max_tokens}
-    request = _checked(InspectRequest, asked)
+    request = checked(InspectRequest, asked)
     with library(home) as books:
-        answer = ask(books, _loaded(books, sae or (), model, sae_dir, device), request)
+        answer = ask(books, load_for(books, sae or (), model, sae_dir, device), request)
     if wants_json(json):
         print_json(answer)
     else:
@@ -97,69 +78,6 @@ def sample(
         show_sample(answer, top)
 
 
-def contrast(
-    positive: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--positive",
-            help="A text that shows what is looked for, or @FILE with one a line. Repeat.",
-            show_default=False,
-        ),
-    ] = None,
-    negative: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--negative", help="A text that does not, or @FILE with one a line. Repeat.", show_default=False),
-    ] = None,
-    datasets: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--datasets", help="Stored samples instead of texts: POSITIVE,NEGATIVE.", show_default=False),
-    ] = None,
-    sae: SaesOption = None,
-    sort: Annotated[
-        ContrastSort, typer.Option("--sort", help="By mean activation, or by the rate of texts that fire.")
-    ] = "mean_difference",
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Features an SAE.")] = 20,
-    samples: Annotated[
-        int, typer.Option("--samples", min=1, help="Stored samples read a side, drawn where there are more.")
-    ] = 1_000,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    model: ModelOption = None,
-    sae_dir: SaeDirOption = None,
-    device: DeviceOption = "auto",
-    home: Home = None,
-    json: Json = False,
-) -> None:
-    """Features that tell two sets of texts apart; loads the model for texts, and none for stored datasets."""
-    from api.services.contrast import contrast as ask
-
-    sides: dict[str, Any] = {"positive": _texts(positive), "negative": _texts(negative)}
-    if datasets is not None:
-        one, comma, two = datasets.partition(",")
-        if positive or negative or not comma:
-            raise InputError(f"--datasets {datasets!r}: write POSITIVE,NEGATIVE, and give no texts with it")
-        sides = {"positive": {"dataset": one}, "negative": {"dataset": two}}
-    asked = {**sides, "saes": sae or [], "sort": sort, "limit": limit, "samples": samples, "seed": seed}
-    request = _checked(ContrastRequest, asked)
-    with library(home) as books:
-        live = None if datasets is not None else _loaded(books, sae or (), model, sae_dir, device)
-        answer = ask(books, live, request)
-    if wants_json(json):
-        print_json(answer)
-    else:
-        show_contrast(answer)
-
-
-def _loaded(
-    books: Library, names: Sequence[str], model: str | None, sae_dir: Sequence[str] | None, device: str
-) -> LiveModel:
-    """The SAEs' model, up to the deepest block that they need."""
-    from api.services.reading import find_saes
-
-    with books.home.database.reading() as session:
-        saes = find_saes(session, None, names)
-    return load_live(books.home, model or saes[0].model.source, sae_dir, device, [sae.layer for sae in saes])
-
-
 def _ids(text: str | None) -> list[int] | None:
     if text is None:
         return None
@@ -167,31 +85,6 @@ def _ids(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--token-ids {text!r}: whole numbers with commas between, like 1,2,3") from None
-
-
-def _texts(given: Sequence[str] | None) -> list[str]:
-    """The texts; `@FILE` stands for the lines of a file."""
-    texts = []
-    for each in given or ():
-        if not each.startswith("@"):
-            texts.append(each)
-            continue
-        try:
-            lines = Path(each[1:]).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{each[1:]} cannot be read: {error}") from None
-        texts += [line for line in lines if line.strip()]
-    return texts
-
-
-def _checked(shape: type[Any], asked: dict[str, Any]) -> Any:
-    """The request, or a sentence that says what of it is wrong."""
-    try:
-        return shape(**asked)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if not isinstance(part, BaseModel))
-        raise InputError(f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def show_inspect(answer: InspectAnswer, top: int) -> None:
@@ -246,39 +139,3 @@ def _reading(tokens: Sequence[ReadToken], reading: SaeReading, top: int) -> None
 def _named(reading: SaeReading, index: int) -> str:
     label = reading.labels.get(index)
     return f" {shown(label)[:24]}" if label else ""
-
-
-def show_contrast(answer: ContrastAnswer) -> None:
-    what = "mean activation" if answer.sort == "mean_difference" else "share of texts that fire"
-    of = [
-        f"{n:,}" + (f" of {all_:,}" if n < all_ else "") for n, all_ in zip(answer.n, answer.n_available, strict=True)
-    ]
-    OUT.print(f"{of[0]} positive and {of[1]} negative texts, by {what}", style="bold")
-    for each in answer.data:
-        _contrast_table(each)
-    test = "Welch's t-test" if answer.test == "welch" else "Fisher's exact test"
-    small = (
-        ""
-        if all(item.p_value is not None for each in answer.data for item in each.data)
-        else "; too few texts for it here"
-    )
-    OUT.print(
-        f"q: {test}, Benjamini-Hochberg over the features that fire in either{small} · seed {answer.seed}", style="dim"
-    )
-
-
-def _contrast_table(each: SaeContrast) -> None:
-    OUT.print(Text(f"\n{each.sae}", style="bold"))
-    heads = ("feature", "mean +", "mean −", "rate +", "rate −", "q")
-    made = table(*heads, "label", right=set(heads))
-    for item in each.data:
-        q = "–" if item.q_value is None else f"{item.q_value:.1g}"
-        means, rates = [f"{m:.3g}" for m in item.means], [f"{r:.0%}" for r in item.rates]
-        made.add_row(str(item.index), *means, *rates, q, shown(item.label or ""))
-    OUT.print(made)
-    made_with = each.provenance
-    OUT.print(
-        f"{each.n_tested:,} features tested · mask: {made_with.mask} · snapshot {made_with.snapshot}",
-        style="dim",
-        markup=False,
-    )

@@ -5,7 +5,8 @@ ScopebaseError
 │   ├── NotFound          a name that nothing bears               exit 2, HTTP 404
 │   ├── Conflict          right in itself, wrong beside the rest  exit 2, HTTP 409
 │   ├── Forbidden         the key may not do this                 exit 2, HTTP 403
-│   └── HomeError         a home that cannot be opened            exit 2, HTTP 503
+│   ├── HomeError         a home that cannot be opened            exit 2, HTTP 503
+│   └── NoModel           a question that needs a loaded model    exit 2, HTTP 503
 └── WorkFailed            the work began and could not go on      exit 1, HTTP 503
     └── LeaseLost         another worker took this shard over     (never reaches a user)
 """
@@ -50,6 +51,12 @@ class Forbidden(InputError):
 
 class HomeError(InputError):
     """The database or the activation store cannot be opened."""
+
+    http_status = 503
+
+
+class NoModel(InputError):
+    """Texts cannot be read because no model is loaded."""
 
     http_status = 503
 

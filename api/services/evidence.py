@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,9 @@ import pyarrow as pa
 
 from api.services.firing import postings
 from api.services.library import Library
-from schema.layout import SAMPLE_BITS, flat_column, sample_key
+from schema.layout import flat_column, sample_key
 from schema.lookup import Source
-from schema.packing import accumulate, read_detail
+from schema.packing import Detail, accumulate, read_detail
 from schema.records import Pool
 from schema.store import Store
 from schema.tables import Segment
@@ -31,12 +32,24 @@ WINDOW = 1200
 """Characters of text shown around the strongest token."""
 
 
+class Place(NamedTuple):
+    """One sample of a dataset in a run."""
+
+    source: Source
+    ordinal: int
+
+    @property
+    def key(self) -> int:
+        """Of its row in `forward`."""
+        return sample_key(self.source.pair, self.ordinal)
+
+
 @dataclass(frozen=True)
 class Firing:
     """One feature in one sample."""
 
     feature: int
-    ordinal: int
+    place: Place
     position: npt.NDArray[np.int64]
     value: npt.NDArray[np.float32]
 
@@ -51,17 +64,31 @@ def proofs(
     """For each feature the n samples of a dataset that fire it most, strongest first."""
     if not n or not features:
         return {}
-    candidates = _candidates(library.store, segments, features, pool, n + SPARE)
-    firings = _firings(library.store, source.pair, candidates, pool)
-    chosen = {
-        feature: sorted(found, key=lambda f: (-f.activation, f.ordinal))[:n] for feature, found in firings.items()
-    }
-    ordinals = sorted({firing.ordinal for found in chosen.values() for firing in found})
-    texts = _texts(library.store, source, ordinals)
+    candidates = _candidates(library.store, source, segments, features, pool, n + SPARE)
+    return show(library, {feature: found[:n] for feature, found in firings(library.store, candidates, pool).items()})
+
+
+def firings(store: Store, places: Mapping[int, Sequence[Place]], pool: Pool) -> dict[int, list[Firing]]:
+    """Where each feature fires in samples that fire it, strongest first.
+
+    Args:
+        places: feature -> samples.
+    """
+    details = read_details(store, [place for found in places.values() for place in found])
     return {
-        feature: [_proof(source.name, firing, *texts[firing.ordinal]) for firing in found]
-        for feature, found in chosen.items()
+        feature: sorted(
+            (_firing(feature, place, details[place.key], pool) for place in found),
+            key=lambda firing: (-firing.activation, firing.place.source.pair, firing.place.ordinal),
+        )
+        for feature, found in places.items()
     }
+
+
+def show(library: Library, chosen: Mapping[int, Sequence[Firing]]) -> dict[int, list[SampleProof]]:
+    """The same with their texts, in the order given."""
+    places = {firing.place.key: firing.place for found in chosen.values() for firing in found}
+    texts = read_texts(library.store, list(places.values()))
+    return {feature: [_proof(firing, texts[firing.place.key]) for firing in found] for feature, found in chosen.items()}
 
 
 def common_tokens(samples: Sequence[SampleProof], most: int = 6) -> list[str]:
@@ -71,72 +98,98 @@ def common_tokens(samples: Sequence[SampleProof], most: int = 6) -> list[str]:
 
 
 def _candidates(
-    store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool, n: int
-) -> dict[int, list[int]]:
-    """Feature -> ordinals of the n samples with the largest codes, over all segments."""
+    store: Store, source: Source, segments: Sequence[Segment], features: Sequence[int], pool: Pool, n: int
+) -> dict[int, list[Place]]:
+    """Feature -> the n samples with the largest codes, over all segments."""
     best = {}
     for feature, posting in postings(store, segments, features, pool).items():
         order = np.lexsort((posting.ordinals, -posting.codes.astype(np.int64)))[:n]
-        best[feature] = [int(ordinal) for ordinal in posting.ordinals[order]]
+        best[feature] = [Place(source, int(ordinal)) for ordinal in posting.ordinals[order]]
     return best
 
 
-def _firings(store: Store, pair: int, candidates: dict[int, list[int]], pool: Pool) -> dict[int, list[Firing]]:
-    """Where each feature fires in its candidates."""
-    ordinals = sorted({ordinal for found in candidates.values() for ordinal in found})
-    rows = store.rows("forward", [sample_key(pair, ordinal) for ordinal in ordinals], ["features", "detail"])
-    place = {key & ((1 << SAMPLE_BITS) - 1): i for i, key in enumerate(rows.column("key").to_pylist())}
+def read_details(store: Store, places: Sequence[Place]) -> dict[int, Detail]:
+    """Key of a forward row -> every activation of its sample."""
+    rows = store.rows("forward", sorted({place.key for place in places}), ["features", "detail"])
     differing, offsets = flat_column(rows.column("features"))
     absolute = accumulate(differing.astype(np.int64), offsets)
-    details = {
-        ordinal: read_detail(_blob(rows, i), absolute[offsets[i] : offsets[i + 1]]) for ordinal, i in place.items()
+    return {
+        key: read_detail(_blob(rows, i), absolute[offsets[i] : offsets[i + 1]])
+        for i, key in enumerate(rows.column("key").to_pylist())
     }
-    found: dict[int, list[Firing]] = {}
-    for feature, samples in candidates.items():
-        found[feature] = []
-        for ordinal in samples:
-            detail = details[ordinal]
-            here = slice(*np.searchsorted(detail.feature, [feature, feature + 1]))
-            position, value = detail.position[here], detail.value[here]
-            if pool == "last":  # what fires there fires at the last position of all
-                at_last = position == detail.position.max()
-                position, value = position[at_last], value[at_last]
-            found[feature].append(Firing(feature, ordinal, position, value))
-    return found
+
+
+def _firing(feature: int, place: Place, detail: Detail, pool: Pool) -> Firing:
+    here = slice(*np.searchsorted(detail.feature, [feature, feature + 1]))
+    position, value = detail.position[here], detail.value[here]
+    if pool == "last":  # what fires there fires at the last position of all
+        at_last = position == detail.position.max()
+        position, value = position[at_last], value[at_last]
+    return Firing(feature, place, position, value)
 
 
 def _blob(rows: pa.Table, i: int) -> bytes:
     return bytes(rows.column("detail")[i].as_py())
 
 
-_Text = tuple[str, str, npt.NDArray[np.int64], npt.NDArray[np.int64]]
+class SampleText(NamedTuple):
+    """A sample as the model read it."""
+
+    id: str
+    record: dict[str, object]
+    text: str
+    token_ids: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
 
 
-def _texts(store: Store, source: Source, ordinals: Sequence[int]) -> dict[int, _Text]:
-    """Ordinal -> the sample's id, text, and its tokens' starts and ends."""
-    tokens = store.rows("tokens", [sample_key(source.run, ordinal) for ordinal in ordinals], ["starts", "ends"])
-    samples = store.rows("samples", [sample_key(source.dataset_id, ordinal) for ordinal in ordinals])
-    starts, offsets = flat_column(tokens.column("starts"))
-    ends, _ = flat_column(tokens.column("ends"))
+def read_texts(store: Store, places: Sequence[Place]) -> dict[int, SampleText]:
+    """Key of a forward row -> its sample's text and tokens."""
+    unique = list({place.key: place for place in places}.values())
+    runs = [sample_key(place.source.run, place.ordinal) for place in unique]
+    datasets = [sample_key(place.source.dataset_id, place.ordinal) for place in unique]
+    tokens = store.rows("tokens", runs, ["token_ids", "starts", "ends"])
+    samples = store.rows("samples", datasets)
+    (ids, offsets), (starts, _), (ends, _) = (flat_column(tokens.column(n)) for n in ("token_ids", "starts", "ends"))
     texts = {}
-    for i, ordinal in enumerate(ordinals):
-        text = source.recipe.render(json.loads(samples.column("record")[i].as_py()))
+    for i, place in enumerate(unique):
+        record = json.loads(samples.column("record")[i].as_py())
         row = slice(offsets[i], offsets[i + 1])
-        texts[ordinal] = (samples.column("id")[i].as_py(), text, starts[row], ends[row])
+        text = place.source.recipe.render(record)
+        texts[place.key] = SampleText(samples.column("id")[i].as_py(), record, text, ids[row], starts[row], ends[row])
     return texts
 
 
-def _proof(
-    dataset: str, firing: Firing, id_: str, text: str, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
-) -> SampleProof:
+def _proof(firing: Firing, sample: SampleText) -> SampleProof:
     strongest = int(firing.position[firing.value.argmax()])
-    begin = max(0, int(starts[strongest]) - WINDOW // 2)
-    stop = min(len(text), begin + WINDOW)
-    shown = [
+    begin, stop = window(len(sample.text), int(sample.starts[strongest]))
+    return SampleProof(
+        dataset=firing.place.source.name,
+        id=sample.id,
+        activation=firing.activation,
+        text=sample.text[begin:stop],
+        offset=begin,
+        tokens=spans(firing.position, firing.value, sample.starts, sample.ends, (begin, stop)),
+    )
+
+
+def window(length: int, centre: int) -> tuple[int, int]:
+    """The part of a text that is shown around a character."""
+    begin = max(0, centre - WINDOW // 2)
+    return begin, min(length, begin + WINDOW)
+
+
+def spans(
+    position: npt.NDArray[np.int64],
+    value: npt.NDArray[np.float32],
+    starts: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    shown: tuple[int, int],
+) -> list[Token]:
+    """The tokens at these positions that lie in the part of a text that is shown, as spans of it."""
+    begin, stop = shown
+    return [
         Token(start=int(starts[p]) - begin, end=int(ends[p]) - begin, activation=float(v), position=int(p))
-        for p, v in zip(firing.position, firing.value, strict=True)
+        for p, v in zip(position, value, strict=True)
         if begin <= starts[p] and ends[p] <= stop
     ]
-    return SampleProof(
-        dataset=dataset, id=id_, activation=firing.activation, text=text[begin:stop], offset=begin, tokens=shown
-    )

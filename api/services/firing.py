@@ -79,17 +79,28 @@ def count(store: Store, pair: int, d_sae: int, pool: Pool, ordinals: Ints) -> In
 
 def postings(store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool) -> dict[int, Posting]:
     """For each feature the samples that fire it, over all segments of a pair."""
+    found = postings_by_pair(store, segments, features, pool)
+    return next(iter(found.values())) if found else {feature: _joined([]) for feature in features}
+
+
+def postings_by_pair(
+    store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool
+) -> dict[int, dict[int, Posting]]:
+    """The same of several pairs of one SAE in one read: pair -> feature -> the samples that fire it."""
     names = ("samples", "maxima") if pool == "any" else ("last_samples", "last_values")
     keys = [feature_key(segment.id, feature) for segment in segments for feature in dict.fromkeys(features)]
     rows = store.rows("postings", keys, names)
-    first = {segment.id: segment.first for segment in segments}
-    found: dict[int, list[tuple[Ints, npt.NDArray[np.int16]]]] = {feature: [] for feature in features}
+    of = {segment.id: segment for segment in segments}
+    found: dict[int, dict[int, list[tuple[Ints, npt.NDArray[np.int16]]]]] = {
+        segment.run_sae_id: {feature: [] for feature in features} for segment in segments
+    }
     (differences, offsets), (codes, _) = (flat_column(rows.column(name)) for name in names)
     for i, key in enumerate(rows.column("key").to_pylist()):
         row = slice(offsets[i], offsets[i + 1])
-        ordinals = np.cumsum(differences[row], dtype=np.int64) + first[key >> FEATURE_BITS]
-        found[key & ((1 << FEATURE_BITS) - 1)].append((ordinals, codes[row]))
-    return {feature: _joined(parts) for feature, parts in found.items()}
+        segment = of[key >> FEATURE_BITS]
+        ordinals = np.cumsum(differences[row], dtype=np.int64) + segment.first
+        found[segment.run_sae_id][key & ((1 << FEATURE_BITS) - 1)].append((ordinals, codes[row]))
+    return {pair: {f: _joined(parts) for f, parts in features_.items()} for pair, features_ in found.items()}
 
 
 def _joined(parts: list[tuple[Ints, npt.NDArray[np.int16]]]) -> Posting:

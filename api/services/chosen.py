@@ -65,7 +65,9 @@ def rank(
     library: Library, sources: Sequence[Source], segments: Mapping[int, Sequence[Segment]], feature: int, pool: Pool
 ) -> Ranked:
     """Reads which samples fire the feature."""
-    found = postings_by_pair(library.store, {s.pair: segments[s.pair] for s in sources}, feature, pool)
+    wanted = [segment for source in sources for segment in segments[source.pair]]
+    by_pair = postings_by_pair(library.store, wanted, [feature], pool)
+    found = {pair: postings[feature] for pair, postings in by_pair.items()}
     ordinal = np.concatenate([found[s.pair].ordinals for s in sources])
     codes = np.concatenate([found[s.pair].codes for s in sources]).astype(np.int64)
     source = np.repeat(np.arange(len(sources)), [len(found[s.pair].ordinals) for s in sources])

@@ -162,20 +162,34 @@ def read_texts(store: Store, places: Sequence[Place]) -> dict[int, SampleText]:
 
 def _proof(firing: Firing, sample: SampleText) -> SampleProof:
     strongest = int(firing.position[firing.value.argmax()])
-    begin = max(0, int(sample.starts[strongest]) - WINDOW // 2)
-    stop = min(len(sample.text), begin + WINDOW)
-    shown = [
-        Token(
-            start=int(sample.starts[p]) - begin, end=int(sample.ends[p]) - begin, activation=float(v), position=int(p)
-        )
-        for p, v in zip(firing.position, firing.value, strict=True)
-        if begin <= sample.starts[p] and sample.ends[p] <= stop
-    ]
+    begin, stop = window(len(sample.text), int(sample.starts[strongest]))
     return SampleProof(
         dataset=firing.place.source.name,
         id=sample.id,
         activation=firing.activation,
         text=sample.text[begin:stop],
         offset=begin,
-        tokens=shown,
+        tokens=spans(firing.position, firing.value, sample.starts, sample.ends, (begin, stop)),
     )
+
+
+def window(length: int, centre: int) -> tuple[int, int]:
+    """The part of a text that is shown around a character."""
+    begin = max(0, centre - WINDOW // 2)
+    return begin, min(length, begin + WINDOW)
+
+
+def spans(
+    position: npt.NDArray[np.int64],
+    value: npt.NDArray[np.float32],
+    starts: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    shown: tuple[int, int],
+) -> list[Token]:
+    """The tokens at these positions that lie in the part of a text that is shown, as spans of it."""
+    begin, stop = shown
+    return [
+        Token(start=int(starts[p]) - begin, end=int(ends[p]) - begin, activation=float(v), position=int(p))
+        for p, v in zip(position, value, strict=True)
+        if begin <= starts[p] and ends[p] <= stop
+    ]

@@ -94,24 +94,22 @@ def count_places(store: Store, places: Mapping[int, Ints], d_sae: int, pool: Poo
 
 def postings(store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool) -> dict[int, Posting]:
     """For each feature the samples that fire it, over all segments of a pair."""
-    found: dict[int, list[Posting]] = {feature: [] for feature in features}
-    for _, feature, posting in _read(store, segments, features, pool):
-        found[feature].append(posting)
-    return {feature: _joined(parts) for feature, parts in found.items()}
+    by_pair = postings_by_pair(store, segments, features, pool)
+    return next(iter(by_pair.values()), {feature: _joined([]) for feature in features})
 
 
 def postings_by_pair(
-    store: Store, segments: Mapping[int, Sequence[Segment]], feature: int, pool: Pool
-) -> dict[int, Posting]:
-    """For each pair the samples that fire one feature, in one read.
+    store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool
+) -> dict[int, dict[int, Posting]]:
+    """Pair -> feature -> the samples that fire it, of several pairs of one SAE in one read.
 
     Args:
-        segments: pair -> all its segments.
+        segments: all of each pair's.
     """
-    found: dict[int, list[Posting]] = {pair: [] for pair in segments}
-    for segment, _, posting in _read(store, [s for each in segments.values() for s in each], [feature], pool):
-        found[segment.run_sae_id].append(posting)
-    return {pair: _joined(parts) for pair, parts in found.items()}
+    found: dict[int, dict[int, list[Posting]]] = {s.run_sae_id: {feature: [] for feature in features} for s in segments}
+    for segment, feature, posting in _read(store, segments, features, pool):
+        found[segment.run_sae_id][feature].append(posting)
+    return {pair: {f: _joined(parts) for f, parts in by_feature.items()} for pair, by_feature in found.items()}
 
 
 def _read(

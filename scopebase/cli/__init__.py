@@ -10,7 +10,7 @@ import typer
 
 from schema.errors import ScopebaseError
 from scopebase import __version__
-from scopebase.cli import answers, catalog, contrast, database, demo, features, index, reading, serve
+from scopebase.cli import answers, catalog, contrast, database, demo, features, index, reading, rules, serve
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
 
@@ -66,6 +66,7 @@ app.command("datasets")(catalog.datasets)
 app.command("runs")(catalog.runs)
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
+app.add_typer(rules.app, name="rule")
 app.add_typer(database.app, name="db")
 
 

@@ -1,0 +1,1 @@
+"""Rules: boolean expressions over features that classify a text; how they are found, measured, stored and applied."""

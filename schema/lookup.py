@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, lazyload
 
 from schema.errors import Conflict, InputError, NotFound, not_found
 from schema.names import parse_dataset
@@ -118,6 +118,7 @@ def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Sourc
         .join(Dataset)
         .where(*where)
         .order_by(Run.finished)
+        .options(lazyload(Run.pairs))
     )
     sources = [
         Source(pair, run.id, dataset.name, dataset.version, dataset.id, dataset.n_samples, Recipe(**run.recipe))

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from api.routes import catalog, health, query, questions
+from api.routes import catalog, gaps, health, query, questions
 from api.services.library import Library
 from schema.errors import ScopebaseError
 from schema.home import Home
@@ -44,7 +44,7 @@ def create_app(home: Home) -> FastAPI:
         },
     )
     app.state.library = Library(home)
-    for module in (health, catalog, questions, query):
+    for module in (health, catalog, questions, query, gaps):
         app.include_router(module.router, prefix="/v1")
     app.add_exception_handler(ScopebaseError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -72,6 +72,44 @@ def find_sae(session: Session, name: str | None) -> Sae:
     return sae
 
 
+def find_all_sources(session: Session, sae_name: str | None, as_of: int | None = None) -> tuple[Subject, list[str]]:
+    """Every dataset indexed with an SAE under the recipe of its newest run, each in its newest version, and the names left out.
+
+    Raises:
+        NotFound: an unknown SAE, or one that no dataset was indexed with.
+    """
+    sae = find_sae(session, sae_name)
+    snapshot = check_snapshot(session, as_of)
+    rows = session.execute(
+        select(RunSae.id, Run, Dataset)
+        .join(Run, RunSae.run_id == Run.id)
+        .join(Dataset)
+        .where(RunSae.sae_id == sae.id, Run.finished <= snapshot)
+        .order_by(Dataset.version, Run.finished)
+        .options(lazyload(Run.pairs))
+    ).all()
+    if not rows:
+        raise NotFound(f"no dataset was indexed with {sae.name} yet ('scopebase index' does it)")
+    recipe = Recipe(**max(rows, key=lambda row: row[1].finished or 0)[1].recipe).comparable
+    found = {row[2].name: _source(*row) for row in rows if Recipe(**row[1].recipe).comparable == recipe}
+    left_out = sorted({dataset.name for _, _, dataset in rows} - set(found))
+    return Subject(sae, sorted(found.values(), key=lambda source: source.name), snapshot, recipe[0]), left_out
+
+
+def check_snapshot(session: Session, as_of: int | None) -> int:
+    """The snapshot that is asked for, the newest unless one is.
+
+    Raises:
+        InputError: there is no such one.
+    """
+    newest = newest_snapshot(session)
+    if as_of is not None and not 0 < as_of <= newest:
+        raise InputError(
+            f"as_of={as_of}: snapshots so far are 1 to {newest}" if newest else f"as_of={as_of}: nothing is indexed yet"
+        )
+    return as_of or newest
+
+
 def find_sources(session: Session, sae_name: str | None, datasets: Sequence[str], as_of: int | None = None) -> Subject:
     """What a question over these datasets reads.
 
@@ -82,12 +120,7 @@ def find_sources(session: Session, sae_name: str | None, datasets: Sequence[str]
         Conflict: no recipe is common to all.
     """
     sae = find_sae(session, sae_name)
-    newest = newest_snapshot(session)
-    if as_of is not None and not 0 < as_of <= newest:
-        raise InputError(
-            f"as_of={as_of}: snapshots so far are 1 to {newest}" if newest else f"as_of={as_of}: nothing is indexed yet"
-        )
-    snapshot = as_of or newest
+    snapshot = check_snapshot(session, as_of)
     found = [_runs_of(session, sae, text, snapshot) for text in datasets]
     shared = set.intersection(*({source.recipe.comparable for source in each} for each in found))
     if not shared:
@@ -120,13 +153,14 @@ def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Sourc
         .order_by(Run.finished)
         .options(lazyload(Run.pairs))
     )
-    sources = [
-        Source(pair, run.id, dataset.name, dataset.version, dataset.id, dataset.n_samples, Recipe(**run.recipe))
-        for pair, run, dataset in rows
-    ]
+    sources = [_source(*row) for row in rows]
     if not sources:
         raise _nothing(session, sae, name, text)
     return sources
+
+
+def _source(pair: int, run: Run, dataset: Dataset) -> Source:
+    return Source(pair, run.id, dataset.name, dataset.version, dataset.id, dataset.n_samples, Recipe(**run.recipe))
 
 
 def _nothing(session: Session, sae: Sae, name: str, shown: str) -> NotFound:

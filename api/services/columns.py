@@ -64,6 +64,7 @@ class Columns:
             sources: the subject's sources by the names that the question gives them.
         """
         self.library, self.subject, self.sources, self.pool = library, subject, sources, pool
+        self._names = dict(zip((source.pair for source in subject.sources), subject.names, strict=True))
         self._found: dict[tuple[object, ...], Column] = {}
 
     def __iter__(self) -> Iterator[Column]:
@@ -149,8 +150,7 @@ class Columns:
 
     def _name(self, source: Source, where: Mapping[str, Any], where_not: Mapping[str, Any]) -> str:
         """A name that no other column has."""
-        twice = sum(s.name == source.name for s in self.subject.sources) > 1
-        name = f"{source.name}@{source.version}" if twice else source.name
+        name = self._names[source.pair]
         if where or where_not:
             name += _shown(where, where_not)
         taken = {column.name for column in self._found.values()}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from api.services.columns import Column, Columns
 from api.services.comparison import check_apart, compare, compare_alike, false_discovery_rate
-from api.services.label_search import features_labelled
+from api.services.labelled import features_labelled
 from schema.errors import InputError
 from schema.lookup import Source
 from schema.wire.query import (

@@ -46,12 +46,22 @@ class Firing:
 
 
 def proofs(
-    library: Library, source: Source, segments: Sequence[Segment], features: Sequence[int], pool: Pool, n: int
+    library: Library,
+    source: Source,
+    segments: Sequence[Segment],
+    features: Sequence[int],
+    pool: Pool,
+    n: int,
+    within: npt.NDArray[np.int64] | None = None,
 ) -> dict[int, list[SampleProof]]:
-    """For each feature the n samples of a dataset that fire it most, strongest first."""
+    """For each feature the n samples of a dataset that fire it most, strongest first.
+
+    Args:
+        within: ordinals of the samples to choose from; all unless given.
+    """
     if not n or not features:
         return {}
-    candidates = _candidates(library.store, segments, features, pool, n + SPARE)
+    candidates = _candidates(library.store, segments, features, pool, n + SPARE, within)
     firings = _firings(library.store, source.pair, candidates, pool)
     chosen = {
         feature: sorted(found, key=lambda f: (-f.activation, f.ordinal))[:n] for feature, found in firings.items()
@@ -71,13 +81,20 @@ def common_tokens(samples: Sequence[SampleProof], most: int = 6) -> list[str]:
 
 
 def _candidates(
-    store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool, n: int
+    store: Store,
+    segments: Sequence[Segment],
+    features: Sequence[int],
+    pool: Pool,
+    n: int,
+    within: npt.NDArray[np.int64] | None,
 ) -> dict[int, list[int]]:
     """Feature -> ordinals of the n samples with the largest codes, over all segments."""
     best = {}
     for feature, posting in postings(store, segments, features, pool).items():
-        order = np.lexsort((posting.ordinals, -posting.codes.astype(np.int64)))[:n]
-        best[feature] = [int(ordinal) for ordinal in posting.ordinals[order]]
+        order = np.lexsort((posting.ordinals, -posting.codes.astype(np.int64)))
+        if within is not None:
+            order = order[np.isin(posting.ordinals[order], within)]
+        best[feature] = [int(ordinal) for ordinal in posting.ordinals[order[:n]]]
     return best
 
 

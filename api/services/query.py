@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.services.columns import Column, Columns
@@ -17,11 +16,9 @@ from api.services.library import Library
 from api.services.provenance import provenance
 from api.services.ranking import Ranking, check_sort, order_of, rank
 from api.services.slices import check_fields
-from schema.errors import InputError
 from schema.labels import best_labels
-from schema.lookup import Source, find_sae, find_sources, newest_snapshot
-from schema.recipe import Recipe
-from schema.tables import Dataset, Run, RunSae
+from schema.lookup import Source, find_all_sources, find_sources
+from schema.tables import Dataset
 from schema.wire.query import (
     Comparison,
     ControlledItem,
@@ -78,8 +75,11 @@ def _columns(session: Session, library: Library, question: FeatureQuery, as_of: 
     parts = [part for leaf, _ in leaves(question.where) for part in parts_of(leaf)]
     parts += [*(question.compare or ()), *question.datasets]
     names = [*dict.fromkeys(part if isinstance(part, str) else part.dataset for part in parts)]
-    names = names or _all_names(session, question.sae, as_of)
-    found = find_sources(session, question.sae, names, as_of)
+    if names:
+        found = find_sources(session, question.sae, names, as_of)
+    else:
+        found, _ = find_all_sources(session, question.sae, as_of)
+        names = [source.name for source in found.sources]
     by_name = dict(zip(names, found.sources, strict=True))
     once = list({source.pair: source for source in found.sources}.values())
     columns = Columns(library, replace(found, sources=once), by_name, question.pool)
@@ -101,23 +101,6 @@ def _with_field(session: Session, sources: Sequence[Source], field: str) -> list
     if not found:
         check_fields(session, sources[0], [field])
     return found
-
-
-def _all_names(session: Session, sae_name: str | None, as_of: int | None) -> list[str]:
-    """Every dataset indexed with the SAE that can be compared with the newest."""
-    sae = find_sae(session, sae_name)
-    runs = session.execute(
-        select(Dataset.name, Run.recipe)
-        .select_from(RunSae)
-        .join(Run, RunSae.run_id == Run.id)
-        .join(Dataset, Run.dataset_id == Dataset.id)
-        .where(RunSae.sae_id == sae.id, Run.finished <= (as_of or newest_snapshot(session)))
-        .order_by(Run.finished)
-    ).all()
-    if not runs:
-        raise InputError(f"nothing is indexed with {sae.name} yet")
-    newest = Recipe(**runs[-1][1]).comparable
-    return [*dict.fromkeys(name for name, recipe in runs if Recipe(**recipe).comparable == newest)]
 
 
 def _item(columns: Columns, ranking: Ranking, feature: int, label: str | None) -> FeatureItem:

@@ -13,7 +13,7 @@ from schema.lab import Label
 from schema.labels import best_labels
 
 
-def search(library: Library, sae_id: int, text: str, limit: int) -> list[tuple[int, str, float]]:
+def matching(library: Library, sae_id: int, text: str, limit: int) -> list[tuple[int, str, float]]:
     """Features whose labels hold a text: (feature, label shown, score from 0 to 1), best first.
 
     The score is the share of the label that the text makes up, so that `cat` stands before `a cat among many other animals`.

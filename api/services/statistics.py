@@ -145,7 +145,9 @@ def wilson(hits: Reals, n: float) -> tuple[Floats, Floats]:
     rate = hits / n
     centre = (rate + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 / (1 + Z_95**2 / n) * np.sqrt(rate * (1 - rate) / n + Z_95**2 / (4 * n * n))
-    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+    return np.where(hits > 0, np.maximum(centre - half, 0.0), 0.0), np.where(
+        hits < n, np.minimum(centre + half, 1.0), 1.0
+    )
 
 
 def rate_difference_interval(a: Reals, n_a: float, b: Reals, n_b: float) -> tuple[Floats, Floats]:

@@ -10,7 +10,7 @@ import typer
 
 from schema.errors import ScopebaseError
 from scopebase import __version__
-from scopebase.cli import answers, catalog, database, demo, index, serve
+from scopebase.cli import answers, catalog, database, demo, gap, index, query, serve
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
 
@@ -55,6 +55,8 @@ app.command("index")(index.index)
 app.command("overlap")(answers.overlap)
 app.command("diff")(answers.diff)
 app.command("redundancy")(answers.redundancy)
+app.command("query")(query.query)
+app.command("gap")(gap.gap)
 app.command("models")(catalog.models)
 app.command("saes")(catalog.saes)
 app.command("datasets")(catalog.datasets)

@@ -150,7 +150,7 @@ def show(answer: FeatureQueryAnswer) -> None:
     names = [*first, *(name for name in names if name not in first)][:WIDE]
     heads = [f"{chr(65 + i)}" for i in range(len(names))]
     tests = ["A − B", "95 %", "lift", "q"] if comparison else []
-    alike = ["alike"] if comparison and comparison.length_control else []
+    alike = ["alike", "q alike"] if comparison and comparison.length_control else []
     made = table("feature", *heads, *tests, *alike, "max", "label", right={*heads, *tests, *alike, "max"})
     for item in answer.data:
         made.add_row(*_row(item, names, bool(tests), bool(alike)))
@@ -175,8 +175,8 @@ def _row(item: FeatureItem, names: list[str], tested: bool, alike: bool) -> list
     if tested and item.interval and item.rate_difference is not None:
         low, high = item.interval
         cells += [f"{item.rate_difference:+.1%}", f"{low:+.0%} {high:+.0%}", f"{item.lift:.3g}", f"{item.q_value:.1g}"]
-    if alike:
-        cells.append(f"{item.controlled.rate_difference:+.1%}" if item.controlled else "–")
+    if alike and item.controlled:
+        cells += [f"{item.controlled.rate_difference:+.1%}", f"{item.controlled.q_value:.1g}"]
     return [*cells, f"{item.max_activation:.3g}", Text(shown(item.label or ""), style="italic")]
 
 

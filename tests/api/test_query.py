@@ -333,6 +333,19 @@ def test_what_cannot_be_answered_is_said(library: Library, question: Any, error:
         query_features(library, FeatureQuery.model_validate({"sae": SAE, **question}))
 
 
+def test_kept_answers_are_bounded(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these holds 800 bytes; with room for 2,000 the third puts the longest unused one out."""
+    monkeypatch.setattr("api.services.library.ANSWERS_BYTES", 2000)
+    made: list[int] = []
+
+    def ask_for(number: int) -> None:
+        library.remembered(("kept", number), lambda: made.append(number) or {"of": [np.zeros(100)]})  # type: ignore[func-returns-value]
+
+    for number in (1, 2, 1, 3, 1, 2):
+        ask_for(number)
+    assert made == [1, 2, 3, 2]
+
+
 @pytest.fixture(scope="module")
 def client(indexed: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(open_home(indexed)), raise_server_exceptions=False) as made:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, lazyload
 
 from schema.errors import Conflict, InputError, NotFound, not_found
 from schema.names import parse_dataset, parse_feature
@@ -170,6 +170,7 @@ def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Sourc
         .join(Dataset)
         .where(*where)
         .order_by(Run.finished)
+        .options(lazyload(Run.pairs))
     )
     sources = [_source(*row) for row in rows]
     if not sources:

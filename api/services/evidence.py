@@ -59,12 +59,22 @@ class Firing:
 
 
 def proofs(
-    library: Library, source: Source, segments: Sequence[Segment], features: Sequence[int], pool: Pool, n: int
+    library: Library,
+    source: Source,
+    segments: Sequence[Segment],
+    features: Sequence[int],
+    pool: Pool,
+    n: int,
+    within: npt.NDArray[np.int64] | None = None,
 ) -> dict[int, list[SampleProof]]:
-    """For each feature the n samples of a dataset that fire it most, strongest first."""
+    """For each feature the n samples of a dataset that fire it most, strongest first.
+
+    Args:
+        within: ordinals of the samples to choose from; all unless given.
+    """
     if not n or not features:
         return {}
-    candidates = _candidates(library.store, source, segments, features, pool, n + SPARE)
+    candidates = _candidates(library.store, source, segments, features, pool, n + SPARE, within)
     return show(library, {feature: found[:n] for feature, found in firings(library.store, candidates, pool).items()})
 
 
@@ -98,13 +108,21 @@ def common_tokens(samples: Sequence[SampleProof], most: int = 6) -> list[str]:
 
 
 def _candidates(
-    store: Store, source: Source, segments: Sequence[Segment], features: Sequence[int], pool: Pool, n: int
+    store: Store,
+    source: Source,
+    segments: Sequence[Segment],
+    features: Sequence[int],
+    pool: Pool,
+    n: int,
+    within: npt.NDArray[np.int64] | None,
 ) -> dict[int, list[Place]]:
     """Feature -> the n samples with the largest codes, over all segments."""
     best = {}
     for feature, posting in postings(store, segments, features, pool).items():
-        order = np.lexsort((posting.ordinals, -posting.codes.astype(np.int64)))[:n]
-        best[feature] = [Place(source, int(ordinal)) for ordinal in posting.ordinals[order]]
+        order = np.lexsort((posting.ordinals, -posting.codes.astype(np.int64)))
+        if within is not None:
+            order = order[np.isin(posting.ordinals[order], within)]
+        best[feature] = [Place(source, int(ordinal)) for ordinal in posting.ordinals[order[:n]]]
     return best
 
 

@@ -92,6 +92,20 @@ def count_places(store: Store, places: Mapping[int, Ints], d_sae: int, pool: Poo
     return counts
 
 
+def count_groups(store: Store, pair: int, d_sae: int, pool: Pool, group: Ints, n_groups: int) -> npt.NDArray[np.int32]:
+    """(n_groups, d_sae) in how many samples of each group each feature fires, in one pass.
+
+    Args:
+        group: (n_samples,) each sample's group; -1 where it is in none.
+    """
+    counts = np.zeros(n_groups * d_sae, np.int32)
+    chosen = np.flatnonzero(group >= 0)
+    for block in scan(store, pair, pool, None if len(chosen) == len(group) else chosen):
+        of_feature = np.repeat(group[block.ordinals], np.diff(block.offsets))
+        np.add.at(counts, of_feature * d_sae + block.features, 1)
+    return counts.reshape(n_groups, d_sae)
+
+
 def postings(store: Store, segments: Sequence[Segment], features: Sequence[int], pool: Pool) -> dict[int, Posting]:
     """For each feature the samples that fire it, over all segments of a pair."""
     by_pair = postings_by_pair(store, segments, features, pool)

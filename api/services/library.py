@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ REFRESH_SECONDS = 30.0
 CACHE_BYTES = 512 << 20
 HELD_BYTES = 1 << 30
 """Of token counts and decoder directions."""
+ANSWERS_BYTES = 256 << 20
 Answer = TypeVar("Answer")
 
 
@@ -39,6 +40,8 @@ class Counts:
     n_tokens: int
     samples_any: npt.NDArray[np.int64]
     samples_last: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+    """Tokens on which it fires."""
     largest: npt.NDArray[np.float32]
 
     def samples(self, pool: Pool) -> npt.NDArray[np.int64]:
@@ -50,7 +53,7 @@ class Counts:
 
     @property
     def nbytes(self) -> int:
-        return self.samples_any.nbytes + self.samples_last.nbytes + self.largest.nbytes
+        return n_bytes(self)
 
 
 class Library:
@@ -62,6 +65,7 @@ class Library:
         self._counts: OrderedDict[int, Counts] = OrderedDict()
         self.held = Held(HELD_BYTES)
         self._answers: OrderedDict[object, object] = OrderedDict()
+        self._answers_bytes: dict[object, int] = {}
         self._lock = threading.Lock()
         self._seen = (-1, 0.0)
 
@@ -103,7 +107,7 @@ class Library:
         return counts
 
     def _read(self, pair: int) -> Counts:
-        columns = ["n_samples", "n_tokens", "samples_any", "samples_last", "maxima"]
+        columns = ["n_samples", "n_tokens", "samples_any", "samples_last", "tokens", "maxima"]
         rows = self.store.rows("profiles", [sample_key(pair)], columns)
         if not len(rows):
             raise WorkFailed(
@@ -115,6 +119,7 @@ class Library:
             n_tokens=values["n_tokens"][0].as_py(),
             samples_any=values["samples_any"].values.to_numpy(),
             samples_last=values["samples_last"].values.to_numpy(),
+            tokens=values["tokens"].values.to_numpy(),
             largest=VALUE_OF_BITS[values["maxima"].values.to_numpy()].astype(np.float32),
         )
 
@@ -127,6 +132,18 @@ class Library:
         answer = compute()
         with self._lock:
             self._answers[key] = answer
-            while len(self._answers) > 64:
-                self._answers.popitem(last=False)
+            self._answers_bytes[key] = n_bytes(answer)
+            while len(self._answers) > 1 and sum(self._answers_bytes.values()) > ANSWERS_BYTES:
+                self._answers_bytes.pop(self._answers.popitem(last=False)[0])
         return answer
+
+
+def n_bytes(answer: object) -> int:
+    """What an answer holds in memory, about: its arrays, and a little for everything else."""
+    if isinstance(answer, np.ndarray):
+        return answer.nbytes
+    if isinstance(answer, dict):
+        return sum(map(n_bytes, answer.values()))
+    if isinstance(answer, list | tuple):
+        return sum(map(n_bytes, answer))
+    return sum(map(n_bytes, vars(answer).values())) if is_dataclass(answer) else 64

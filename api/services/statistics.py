@@ -11,6 +11,9 @@ from scipy.special import gammaln
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer[Any]]
 
+Reals = npt.NDArray[Any]
+"""Whole or not: a standardised rate stands for a number of samples that need not be whole."""
+
 Z_95 = 1.959963984540054
 
 
@@ -137,15 +140,17 @@ def benjamini_hochberg(p: Floats) -> Floats:
     return q
 
 
-def wilson(hits: Ints, n: int) -> tuple[Floats, Floats]:
+def wilson(hits: Reals, n: float) -> tuple[Floats, Floats]:
     """95 % score interval of a rate."""
     rate = hits / n
     centre = (rate + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 / (1 + Z_95**2 / n) * np.sqrt(rate * (1 - rate) / n + Z_95**2 / (4 * n * n))
-    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+    return np.where(hits > 0, np.maximum(centre - half, 0.0), 0.0), np.where(
+        hits < n, np.minimum(centre + half, 1.0), 1.0
+    )
 
 
-def rate_difference_interval(a: Ints, n_a: int, b: Ints, n_b: int) -> tuple[Floats, Floats]:
+def rate_difference_interval(a: Reals, n_a: float, b: Reals, n_b: float) -> tuple[Floats, Floats]:
     """95 % interval of a/n_a - b/n_b, Newcombe 1998, method 10."""
     rate_a, rate_b = a / n_a, b / n_b
     (low_a, high_a), (low_b, high_b) = wilson(a, n_a), wilson(b, n_b)
@@ -154,3 +159,13 @@ def rate_difference_interval(a: Ints, n_a: int, b: Ints, n_b: int) -> tuple[Floa
         difference - np.hypot(rate_a - low_a, high_b - rate_b),
         difference + np.hypot(high_a - rate_a, rate_b - low_b),
     )
+
+
+def lift(a: Ints, n_a: int, b: Ints, n_b: int) -> tuple[Floats, Floats, Floats]:
+    """The rate of a over that of b and its 95 % interval, half a sample added to each of the four cells, so always finite.
+
+    The interval is on the logarithm: variance 1/(a + 1/2) - 1/(n_a + 1) + 1/(b + 1/2) - 1/(n_b + 1).
+    """
+    ratio = (a + 0.5) / (n_a + 1) / ((b + 0.5) / (n_b + 1))
+    spread = Z_95 * np.sqrt(1 / (a + 0.5) - 1 / (n_a + 1) + 1 / (b + 0.5) - 1 / (n_b + 1))
+    return ratio, ratio * np.exp(-spread), ratio * np.exp(spread)

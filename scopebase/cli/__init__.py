@@ -10,7 +10,7 @@ import typer
 
 from schema.errors import ScopebaseError
 from scopebase import __version__
-from scopebase.cli import answers, catalog, contrast, database, demo, features, index, reading, rules, serve
+from scopebase.cli import answers, catalog, contrast, database, demo, features, gap, index, query, reading, rules, serve
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
 
@@ -60,6 +60,8 @@ app.command("match")(features.match)
 app.command("inspect")(reading.inspect)
 app.command("sample")(reading.sample)
 app.command("contrast")(contrast.contrast)
+app.command("query")(query.query)
+app.command("gap")(gap.gap)
 app.command("models")(catalog.models)
 app.command("saes")(catalog.saes)
 app.command("datasets")(catalog.datasets)

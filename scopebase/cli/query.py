@@ -1,0 +1,193 @@
+"""`scopebase query`: features that meet a condition over datasets, slices, labels and comparisons."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.text import Text
+
+from schema.errors import InputError
+from schema.wire.query import FeatureItem, FeatureQueryAnswer, QuerySort
+from scopebase.cli.answers import library
+from scopebase.cli.console import OUT, print_json, shown, table
+from scopebase.cli.expression import parse, parse_pair
+from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, wants_json
+
+WIDE = 4
+"""Columns of rates that a terminal has room for."""
+
+
+def query(
+    expression: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            help="A condition, such as 'gsm8k >= 5% and not math >= 5%', 'mmlu[subject=anatomy] and label ~ bone', "
+            "'q(a, b) <= 0.05 and lift(a, b) >= 2', 'density <= 1%'. A number with % or a point is a share of the samples, "
+            "a whole number is so many samples.",
+            show_default=False,
+        ),
+    ] = None,
+    where: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--where", help="The condition as JSON, or @FILE that holds it.", show_default=False),
+    ] = None,
+    sae: SaeOption = None,
+    pool: PoolOption = "any",
+    dataset: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--dataset", help="Shown beside those that the condition names; may be repeated."),
+    ] = None,
+    compare: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--compare", help="'A, B': two datasets or slices, for lift, difference and q.", show_default=False
+        ),
+    ] = None,
+    group_by: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--group-by", help="A field: one column for each of its values.", show_default=False),
+    ] = None,
+    length_control: Annotated[
+        bool, typer.Option("--length-control", help="Also compare samples of like length only.")
+    ] = False,
+    sort: Annotated[
+        Optional[QuerySort],  # noqa: UP045
+        typer.Option("--sort", help="What comes first; by default rate_difference or rate.", show_default=False),
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Worst first.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Features shown.")] = 20,
+    cursor: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--cursor", help="Where the next page begins.", show_default=False),
+    ] = None,
+    as_of: AsOfOption = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Features that meet a condition: any and, or, not over datasets, slices, labels and comparisons."""
+    from api.services.query import query_features
+    from schema.wire.query import FeatureQuery
+
+    body = {
+        "where": _condition(expression, where),
+        "sae": sae,
+        "pool": pool,
+        "datasets": dataset or [],
+        "compare": parse_pair(compare) if compare else None,
+        "group_by": group_by,
+        "length_control": length_control,
+        "sort": sort,
+        "reverse": reverse,
+        "limit": limit,
+        "cursor": cursor,
+        "as_of": as_of,
+    }
+    question = checked(FeatureQuery, body)
+    with library(home) as books:
+        answer = query_features(books, question)
+    if wants_json(json):
+        print_json(answer)
+    else:
+        show(answer)
+
+
+def _condition(expression: str | None, where: str | None) -> Any:
+    if (expression is None) == (where is None):
+        raise InputError("give the condition as an expression or with --where, one of them")
+    if expression is not None:
+        return parse(expression)
+    assert where is not None
+    text = read_text(where[1:]) if where.startswith("@") else where
+    try:
+        return json_module.loads(text)
+    except ValueError as error:
+        raise InputError(f"--where: no JSON: {error}") from None
+
+
+def read_text(path: str) -> str:
+    """A small file that a person named.
+
+    Raises:
+        InputError: it cannot be read as text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"{path}: {reason}") from None
+
+
+def checked(model: Any, body: dict[str, Any]) -> Any:
+    """A request made of what was typed.
+
+    Raises:
+        InputError: it is not one; names the fields.
+    """
+    try:
+        made: BaseModel = model.model_validate(body)
+    except ValidationError as error:
+        told = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
+        raise InputError("; ".join(told)) from None
+    return made
+
+
+def show(answer: FeatureQueryAnswer) -> None:
+    """The features as a table, and below it what the columns are."""
+    comparison = answer.comparison
+    OUT.print(
+        Text.assemble(
+            (f"{answer.total:,} of {answer.d_sae:,} features", "bold"),
+            f" meet the condition; {answer.total_never_fire:,} of them fire in none of the datasets"
+            f" ({answer.n_never_fire:,} of all do not)",
+        )
+    )
+    names = [column.name for column in answer.columns]
+    first = [comparison.a, comparison.b] if comparison else []
+    names = [*first, *(name for name in names if name not in first)][:WIDE]
+    heads = [f"{chr(65 + i)}" for i in range(len(names))]
+    tests = ["A − B", "95 %", "lift", "q"] if comparison else []
+    alike = ["alike", "q alike"] if comparison and comparison.length_control else []
+    made = table("feature", *heads, *tests, *alike, "max", "label", right={*heads, *tests, *alike, "max"})
+    for item in answer.data:
+        made.add_row(*_row(item, names, bool(tests), bool(alike)))
+    if answer.data:
+        OUT.print(made)
+    for head, name in zip(heads, names, strict=True):
+        column = next(column for column in answer.columns if column.name == name)
+        OUT.print(
+            f"{head}: {shown(name)}, {column.n_samples:,} samples, {column.n_features:,} features",
+            style="dim",
+            markup=False,
+        )
+    if len(answer.columns) > WIDE:
+        OUT.print(f"{len(answer.columns) - WIDE} more columns with --json", style="dim")
+    if answer.next_cursor:
+        OUT.print(f"the next page: --cursor {answer.next_cursor}", style="dim", markup=False)
+    _footnote(answer)
+
+
+def _row(item: FeatureItem, names: list[str], tested: bool, alike: bool) -> list[str | Text]:
+    cells: list[str | Text] = [str(item.index), *(f"{item.rates[name]:.1%}" for name in names)]
+    if tested and item.interval and item.rate_difference is not None:
+        low, high = item.interval
+        cells += [f"{item.rate_difference:+.1%}", f"{low:+.0%} {high:+.0%}", f"{item.lift:.3g}", f"{item.q_value:.1g}"]
+    if alike and item.controlled:
+        cells += [f"{item.controlled.rate_difference:+.1%}", f"{item.controlled.q_value:.1g}"]
+    return [*cells, f"{item.max_activation:.3g}", Text(shown(item.label or ""), style="italic")]
+
+
+def _footnote(answer: FeatureQueryAnswer) -> None:
+    made = answer.provenance
+    notes = [f"pool: {made.pool}", f"mask: {made.mask}", f"by {answer.sort}"]
+    if answer.comparison:
+        notes.append(f"q over {answer.comparison.n_tested:,} features that fire in A or B")
+        control = answer.comparison.length_control
+        if control:
+            notes.append(
+                f"alike: {control.n_a:,} of A and {control.n_b:,} of B in {len(control.bands)} bands of length"
+            )
+    OUT.print(" · ".join([*notes, f"snapshot {made.snapshot}"]), style="dim", markup=False)

@@ -137,7 +137,7 @@ def benjamini_hochberg(p: Floats) -> Floats:
     return q
 
 
-def wilson(hits: Ints, n: int) -> tuple[Floats, Floats]:
+def wilson(hits: Ints, n: int | Ints) -> tuple[Floats, Floats]:
     """95 % score interval of a rate."""
     rate = hits / n
     centre = (rate + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
@@ -145,7 +145,7 @@ def wilson(hits: Ints, n: int) -> tuple[Floats, Floats]:
     return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
 
 
-def rate_difference_interval(a: Ints, n_a: int, b: Ints, n_b: int) -> tuple[Floats, Floats]:
+def rate_difference_interval(a: Ints, n_a: int | Ints, b: Ints, n_b: int | Ints) -> tuple[Floats, Floats]:
     """95 % interval of a/n_a - b/n_b, Newcombe 1998, method 10."""
     rate_a, rate_b = a / n_a, b / n_b
     (low_a, high_a), (low_b, high_b) = wilson(a, n_a), wilson(b, n_b)

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from api.routes import catalog, features, gaps, health, query, questions, reading, rules
+from api.routes import catalog, evaluations, features, gaps, health, query, questions, reading, rules, suite
 from api.services.library import Library
 from schema.errors import ScopebaseError
 from schema.home import Home
@@ -50,7 +50,7 @@ def create_app(home: Home, live: LiveModel | None = None) -> FastAPI:
     )
     app.state.library = Library(home)
     app.state.live = live
-    for module in (health, catalog, questions, reading, features, rules, query, gaps):
+    for module in (health, catalog, questions, reading, features, rules, query, gaps, suite, evaluations):
         app.include_router(module.router, prefix="/v1")
     app.add_exception_handler(ScopebaseError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -42,11 +42,11 @@ class Home:
                 self.store.create(self.store.identity() or "", [name])
 
     def tables(self) -> list[str]:
-        """The store's tables: those that every home has, directions of each width, and logits where some were made."""
+        """The store's tables: those that every home has, directions of each width, and logits and scores where there are some."""
         with self.database.reading() as session:
             widths = session.scalars(select(Model.d_model).distinct().order_by(Model.d_model))
             named = [*TABLES, *(directions_table(width) for width in widths)]
-        return [*named, "logits"] if self.store.has("logits") else named
+        return [*named, *(name for name in ("logits", "scores") if self.store.has(name))]
 
     def close(self) -> None:
         self.database.close()

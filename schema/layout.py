@@ -8,6 +8,7 @@
     postings        which samples fire a feature, for a segment of a run           key segment | feature
     directions_<d>  decoder directions of SAEs of width d                          key SAE     | feature
     logits          tokens that a feature's direction raises and lowers most       key SAE     | feature
+    scores          an evaluated model's score on each sample of a dataset         key evaluation
 
 A *pair* is one SAE in one run (`run_saes` in SQL), a *segment* a range of its samples. All keys are positive; the one row
 with key -1 is the table's fence (see `schema.publish`). Types are signed, because they pack to the same size and engines that
@@ -137,6 +138,8 @@ LOGITS = pa.schema(
     ]
 )
 
+SCORES = pa.schema([_KEY, _list("scores", pa.float64())])  # one a sample, by ordinal; NaN where there is none
+
 TABLES: dict[str, pa.Schema] = {
     "samples": SAMPLES,
     "tokens": TOKENS,
@@ -155,6 +158,8 @@ def schema_of(table: str) -> pa.Schema:
     """The Arrow schema of a table, those included that not every home has."""
     if table == "logits":
         return LOGITS
+    if table == "scores":
+        return SCORES
     if table.startswith("directions_"):
         width = int(table.removeprefix("directions_"))
         return pa.schema(

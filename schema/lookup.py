@@ -129,6 +129,27 @@ def check_snapshot(session: Session, as_of: int | None) -> int:
     return as_of or newest
 
 
+def find_dataset(session: Session, text: str) -> Dataset:
+    """The newest version of a dataset that a finished run has read; `NAME@VERSION` asks for one version.
+
+    Raises:
+        NotFound: there is none.
+    """
+    name, version, run = parse_dataset(text)
+    where = [Dataset.name == name, Run.finished.is_not(None)]
+    if version is not None:
+        where.append(Dataset.version == version)
+    if run is not None:
+        where.append(Run.id == run)
+    found = session.scalars(select(Dataset).join(Run).where(*where).order_by(Dataset.version.desc()).limit(1)).first()
+    if found is not None:
+        return found
+    names = list(session.scalars(select(Dataset.name).distinct()))
+    if name in names:
+        raise NotFound(f"dataset {text!r} is not indexed to the end ('scopebase runs' lists what is)")
+    raise not_found("dataset", name, names, "scopebase datasets")
+
+
 def find_sources(session: Session, sae_name: str | None, datasets: Sequence[str], as_of: int | None = None) -> Subject:
     """What a question over these datasets reads.
 

@@ -12,6 +12,8 @@ from schema.lookup import find_sources
 from schema.records import Pool
 from schema.wire.questions import RedundancyAnswer, RedundancyItem
 
+POOLS: tuple[Pool, ...] = ("any", "last")
+
 
 def redundancies(
     library: Library, sae: str | None, datasets: Sequence[str], pool: Pool = "any", as_of: int | None = None
@@ -35,6 +37,7 @@ def redundancies(
                 dataset=name,
                 n_samples=counts.n_samples,
                 n_features=n_features,
+                footprints={each: int((counts.samples(each) > 0).sum()) for each in POOLS},
                 redundancy=redundancy(fires, counts.n_samples),
                 baseline_n=counts.n_samples,
                 baseline_n_over_f=counts.n_samples / n_features if n_features else None,

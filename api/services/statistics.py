@@ -140,7 +140,7 @@ def benjamini_hochberg(p: Floats) -> Floats:
     return q
 
 
-def wilson(hits: Reals, n: float) -> tuple[Floats, Floats]:
+def wilson(hits: Reals, n: float | Reals) -> tuple[Floats, Floats]:
     """95 % score interval of a rate."""
     rate = hits / n
     centre = (rate + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
@@ -150,7 +150,7 @@ def wilson(hits: Reals, n: float) -> tuple[Floats, Floats]:
     )
 
 
-def rate_difference_interval(a: Reals, n_a: float, b: Reals, n_b: float) -> tuple[Floats, Floats]:
+def rate_difference_interval(a: Reals, n_a: float | Reals, b: Reals, n_b: float | Reals) -> tuple[Floats, Floats]:
     """95 % interval of a/n_a - b/n_b, Newcombe 1998, method 10."""
     rate_a, rate_b = a / n_a, b / n_b
     (low_a, high_a), (low_b, high_b) = wilson(a, n_a), wilson(b, n_b)

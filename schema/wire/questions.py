@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from schema.wire.base import Provenance, Wire
+from schema.wire.base import Pool, Provenance, Wire
 
 
 class DatasetCount(Wire):
@@ -39,6 +39,9 @@ class RedundancyItem(Wire):
     dataset: str
     n_samples: int
     n_features: int
+    footprints: dict[Pool, int] = Field(
+        description="Pool -> size of the footprint; `n_features` is that of the pool asked for"
+    )
     redundancy: float | None = Field(
         description="(sum over n of c_n) / |F|, in closed form; null for an empty footprint"
     )

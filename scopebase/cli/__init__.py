@@ -10,7 +10,22 @@ import typer
 
 from schema.errors import ScopebaseError
 from scopebase import __version__
-from scopebase.cli import answers, catalog, contrast, database, demo, features, gap, index, query, reading, rules, serve
+from scopebase.cli import (
+    answers,
+    catalog,
+    contrast,
+    database,
+    demo,
+    evaluation,
+    features,
+    gap,
+    index,
+    query,
+    reading,
+    rules,
+    serve,
+    suite,
+)
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
 
@@ -62,6 +77,10 @@ app.command("sample")(reading.sample)
 app.command("contrast")(contrast.contrast)
 app.command("query")(query.query)
 app.command("gap")(gap.gap)
+app.command("subset")(suite.subset)
+app.command("suite")(suite.suite)
+app.command("preservation")(evaluation.preservation)
+app.command("failures")(evaluation.failures)
 app.command("models")(catalog.models)
 app.command("saes")(catalog.saes)
 app.command("datasets")(catalog.datasets)
@@ -70,6 +89,7 @@ app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
 app.add_typer(database.app, name="db")
+app.add_typer(evaluation.app, name="evaluation")
 
 
 def main() -> None:

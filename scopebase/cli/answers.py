@@ -117,7 +117,7 @@ def show_overlap(answer: OverlapAnswer) -> None:
             "The diagonal is what one draw of a dataset covers of another: what is missing there, sampling took.",
             style="dim",
         )
-    _footnote(
+    footnote(
         answer.provenance,
         f"footprint: fires in at least {answer.min_samples} sample{'s' if answer.min_samples > 1 else ''}",
     )
@@ -151,7 +151,7 @@ def show_diff(answer: DiffAnswer) -> None:
         _diff_item(item, list(item.counts))
     if answer.next_cursor:
         OUT.print(f"\n{answer.total:,} in all; the next page: --cursor {answer.next_cursor}", style="dim", markup=False)
-    _footnote(
+    footnote(
         answer.provenance,
         f"q: Fisher's exact test, Benjamini-Hochberg over the {answer.n_tested:,} features that fire in either",
     )
@@ -213,7 +213,7 @@ def show_redundancy(answer: RedundancyAnswer) -> None:
         "compare rankings with those of N and N / |F| before reading much into it.",
         style="dim",
     )
-    _footnote(answer.provenance, "curve: n from 1 to N in even steps of log n, in closed form")
+    footnote(answer.provenance, "curve: n from 1 to N in even steps of log n, in closed form")
 
 
 def curve(points: list[tuple[int, float]]) -> Text:
@@ -225,7 +225,7 @@ def curve(points: list[tuple[int, float]]) -> Text:
     return Text.assemble((bars, "cyan"), f"  half at n = {half:,}")
 
 
-def _footnote(provenance: Provenance, more: str) -> None:
+def footnote(provenance: Provenance, more: str) -> None:
     OUT.print(
         f"pool: {provenance.pool} · mask: {provenance.mask} · {more} · snapshot {provenance.snapshot}",
         style="dim",

@@ -142,6 +142,7 @@ def test_redundancy_with_its_baselines(library: Library, fired: dict[str, Refere
         assert item.redundancy == pytest.approx((n + 1) / len(m) ** 2 * (m / (m + 1)).sum())
         assert (item.baseline_n, item.baseline_n_over_f) == (n, pytest.approx(n / len(m)))
         assert item.curve[-1] == (n, pytest.approx(1.0))
+        assert item.footprints == {pool: len(footprint(fired[item.dataset], pool, 1)) for pool in ("any", "last")}
 
 
 def test_an_empty_footprint_gives_no_share(library: Library) -> None:

@@ -17,9 +17,17 @@ import numpy as np
 import pytest
 
 from api.services.diff import diff
+from api.services.evaluations import import_scores
+from api.services.failures import failures
+from api.services.firing import scan
 from api.services.library import Library
 from api.services.overlap import overlap
+from api.services.performance import performance_redundancy, performance_similarity
+from api.services.preservation import rank_preservation
 from api.services.redundancy import redundancies
+from api.services.score_files import parse_rows
+from api.services.subset import answer_of, select_subset
+from api.services.suite import advise
 from indexer.config import IndexConfig
 from indexer.run import index
 from schema.home import open_home
@@ -27,8 +35,11 @@ from schema.layout import sample_key
 from schema.records import Pool
 from schema.settings import Settings
 from schema.tables import RunSae, Sae
+from schema.wire.evaluations import PreservationRequest
+from schema.wire.suite import SuiteRequest
 from tests.indexer.reference import reference
 from tests.making import write_jsonl
+from tests.scoring import model_names, panel, score_rows
 
 PACKS = Path(os.environ.get("SCOPEBASE_PACKS", Path(__file__).parents[3] / "shared"))
 MODEL = PACKS / "models" / os.environ.get("SCOPEBASE_PACK_MODEL", "tinystories-260k")
@@ -156,3 +167,47 @@ def test_like_benchmarks_overlap_more_than_unlike_ones(library: Library, sae: st
 def test_all_at_once_answer(library: Library, sae: str, data: dict[str, list[dict[str, Any]]]) -> None:
     everything = redundancies(library, sae, [*data])
     assert all(0 <= item.redundancy <= 1 for item in everything.data)
+
+
+def test_advice_on_the_whole_suite(library: Library, sae: str, data: dict[str, list[dict[str, Any]]]) -> None:
+    """Parts of other benchmarks add nothing, and what adds nothing goes first."""
+    answer = advise(library, SuiteRequest(datasets=[*data], sae=sae, pool="last"))
+    assert len(answer.data) == len(data) >= 10
+    by_name = {item.dataset.name: item for item in answer.data}
+    assert {(by_name[part].covered, by_name[part].n_unique) for part in ("math500", "mgsm_en")} == {(1.0, 0)}
+    losses = [drop.lost for drop in answer.drops]
+    n_free = sum(loss == 0 for loss in losses)
+    assert n_free >= 2
+    assert losses[:n_free] == [0] * n_free
+    assert sum(losses) + by_name[answer.keep].dataset.n_features == answer.n_features
+
+
+@pytest.mark.parametrize("pool", ["any", "last"])
+def test_small_subsets_of_every_benchmark(library: Library, sae: str, data: dict[str, Any], pool: Pool) -> None:
+    for name, rows in data.items():
+        chosen = select_subset(library, sae, name, 0.95, pool)
+        answer = answer_of(library, chosen)
+        fired = np.zeros(len(chosen.worth), bool)
+        for block in scan(library.store, chosen.source.pair, pool, np.array(sorted(chosen.found.ordinals))):
+            fired[block.features] = True
+        assert fired.sum() == answer.n_features >= 0.95 * answer.dataset.n_features
+        assert answer.optimum_at_least is not None
+        assert answer.optimum_at_least <= len(answer.samples) <= answer.random_n <= len(rows)
+
+
+def test_invented_panels_know_nothing_of_features(library: Library, sae: str, data: dict[str, Any]) -> None:
+    """Eight models of one ability each on every benchmark: features tell nothing of their rankings, and explain no failure."""
+    ability = np.random.default_rng(0).normal(0.0, 1.0, 8)
+    for seed, (name, rows) in enumerate(data.items()):
+        for model, scores in zip(model_names(8), panel(8, len(rows), seed, ability), strict=True):
+            file = parse_rows(score_rows([row["id"] for row in rows], scores), "acc", "invented")
+            assert import_scores(library, name, model, "acc", [file], "test").matched_by == "id"
+    answer = performance_redundancy(library, sae, [*data], pool="last", draws=50)
+    assert len(answer.data) == len(data)
+    assert answer.correlations["partial_spearman"].p_value > 0.01  # type: ignore[operator]
+    pairs = performance_similarity(library, sae, [*data], pool="last")
+    assert pairs.correlations["pearson"].p_value > 0.01  # type: ignore[operator]
+    assert failures(library, sae, "math", "model-03", min_support=5, direction="both").data[0].q_value > 0.05
+    kept = rank_preservation(library, PreservationRequest(dataset="math", n=8, sae=sae, pool="last"))
+    assert kept.random is not None
+    assert 0.01 < kept.random.share_below < 0.99

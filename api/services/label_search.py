@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import lance
 from lance.query import FullTextOperator, MatchQuery
@@ -18,8 +18,8 @@ from api.services.label_index import Derived, Mark, catch_up, lacking, texts, ve
 from api.services.library import Library
 from schema.errors import Conflict, InputError
 from schema.lab import Label
+from schema.wire.labels import How
 
-How = Literal["text", "meaning", "both"]
 MOST = 10_000
 LONGEST = 1_000
 """Characters of a question."""

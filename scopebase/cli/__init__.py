@@ -10,7 +10,7 @@ import typer
 
 from schema.errors import ScopebaseError
 from scopebase import __version__
-from scopebase.cli import answers, catalog, contrast, database, demo, features, gap, index, query, reading, rules, serve
+from scopebase.cli import answers, catalog, contrast, database, demo, features, gap, index, label_packs, labels, query, reading, rules, serve
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
 
@@ -70,6 +70,9 @@ app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
 app.add_typer(database.app, name="db")
+labels.app.command("export")(label_packs.export)
+labels.app.command("import")(label_packs.import_)
+app.add_typer(labels.app, name="label")
 
 
 def main() -> None:

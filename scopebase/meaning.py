@@ -58,6 +58,9 @@ def _load(source: str) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise InputError("search by meaning needs another package: pip install 'scopebase[meaning]'") from None
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     try:
         return SentenceTransformer(source)
     except (OSError, ValueError) as error:

@@ -7,12 +7,10 @@ A row has no hash of the SAE, so who imports rows says with --sae what they spea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from schema.lab import Label
 from schema.tables import Sae
-from schema.wire.labels import Stop
 from schema.wire.packs import PackLabel
 
 HOME = "neuronpedia"
@@ -63,8 +61,3 @@ def write(label: Label, sae: Sae) -> dict[str, Any]:
         "notes": None,
         "createdAt": label.created_at.isoformat().replace("+00:00", "Z"),
     }
-
-
-def stop(by: str, at: datetime) -> Stop:
-    """The exchange that brings an explanation here."""
-    return Stop(home=HOME, by=by, at=at)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from api.services import explanations
 from api.services.label_index import catch_up, texts
 from api.services.label_merge import Counts, Incoming, merge
 from api.services.labels import check_content, check_index, check_tensors
@@ -74,6 +73,7 @@ def _bound(library: Library, lines: Iterable[Line], actor: str, sae: str | None)
         known = list(session.scalars(select(Sae).order_by(Sae.id)))
     found: dict[tuple[str | None, str | None], Sae] = {}
     at = now()
+    stops: dict[str | None, Stop] = {}
     rows_of: str | None = None
     for line in lines:
         label = line.label
@@ -95,9 +95,9 @@ def _bound(library: Library, lines: Iterable[Line], actor: str, sae: str | None)
         except ScopebaseError as error:
             raise type(error)(f"{line.place}: {error}") from None
         mine = found[key]
-        foreign = label.id is not None and label.id.startswith(f"{explanations.HOME}:") and line.home is None
-        stop = explanations.stop(actor, at) if foreign else Stop(home=line.home, by=actor, at=at)
-        yield Incoming(line.number, label.id or _made_id(label, mine, index), mine, index, label, stop)
+        if line.home not in stops:
+            stops[line.home] = Stop(home=line.home, by=actor, at=at)
+        yield Incoming(line.number, label.id or _made_id(label, mine, index), mine, index, label, stops[line.home])
 
 
 def _feature(label: PackLabel) -> tuple[str | None, int]:
@@ -119,6 +119,8 @@ def _sae_of(known: list[Sae], name: str | None, sha256: str | None, default: Sae
             raise InputError(
                 "it does not say by `sae_sha256` which tensors it speaks of; say with --sae which SAE here is meant"
             )
+        if name != default.name and any(sae.name == name for sae in known):
+            raise InputError(f"it speaks of {name}, and --sae says {default.name}")
         return default
     same = [sae for sae in known if sae.sha256 == sha256]
     if default is not None:

@@ -56,7 +56,8 @@ class Derived:
     """One search table, and how labels become its rows."""
 
     name: str
-    rows: Callable[[Sequence[Label]], pa.Table]
+    rows: Callable[[Sequence[Any]], pa.Table]
+    """From rows of id, sae_id, feature and text."""
     model: str | None = None
     batch: int = BATCH
 
@@ -65,7 +66,7 @@ def texts() -> Derived:
     """The table that is searched by words."""
     schema = schema_of(TEXTS)
 
-    def rows(labels: Sequence[Label]) -> pa.Table:
+    def rows(labels: Sequence[Any]) -> pa.Table:
         return pa.table([[getattr(label, n) for label in labels] for n in _columns(schema)], schema=schema)
 
     return Derived(TEXTS, rows)
@@ -76,7 +77,7 @@ def vectors(meaning: Meaning) -> Derived:
     name = label_vectors_table(meaning.dimension)
     schema = schema_of(name)
 
-    def rows(labels: Sequence[Label]) -> pa.Table:
+    def rows(labels: Sequence[Any]) -> pa.Table:
         flat = pa.array(meaning.embed([label.text for label in labels]).astype("float16").reshape(-1), pa.float16())
         kind = schema.field("vector").type
         columns = [[label.id for label in labels], [label.sae_id for label in labels]]
@@ -111,23 +112,27 @@ def catch_up(library: Library, derived: Derived, advance: Callable[[int], None] 
     Returns:
         The mark; on a read-only home the one that is there.
     """
+    moved = False
     while True:
         with library.home.database.reading() as session:
             mark = _usable(library, read_mark(session, derived.name), derived)
             past = select(LabelEvent.id, LabelEvent.label_id).where(LabelEvent.id > mark.event)
             events = session.execute(past.order_by(LabelEvent.id).limit(derived.batch)).all()
             if not events or library.home.database.read_only:
-                return mark
+                break
             upto, seen = events[-1].id, sorted({event.label_id for event in events})
             changed = select(LabelEvent.label_id).where(LabelEvent.id > mark.event, LabelEvent.id <= upto)
-            living = select(Label).where(Label.id.in_(changed), Label.deleted_at.is_(None)).order_by(Label.id)
-            labels = list(session.scalars(living))
+            wanted = select(Label.id, Label.sae_id, Label.feature, Label.text)
+            living = wanted.where(Label.id.in_(changed), Label.deleted_at.is_(None)).order_by(Label.id)
+            labels = session.execute(living).all()
         rows = derived.rows(labels) if labels else None
         new = Mark(upto, max(mark.label, seen[-1]), derived.model)
         if _store(library, derived, mark, new, seen, rows):
+            moved = True
             advance(len(events))
-            if len(events) < derived.batch:
-                _maintain(library, derived)
+    if moved:
+        _maintain(library, derived)
+    return mark
 
 
 def _usable(library: Library, mark: Mark, derived: Derived) -> Mark:

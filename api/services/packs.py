@@ -78,19 +78,19 @@ def _jsonl(path: Path, name: str, zipped: bool) -> Iterator[Line]:
             if b'"scopebase_labels"' in line[:40]:
                 home = _header(line, place).home
                 continue
-            yield Line(place, number, home, _label(line, place))
+            yield Line(place, number, *_label(line, place, home))
 
 
-def _label(line: bytes, place: str) -> PackLabel | None:
+def _label(line: bytes, place: str, home: str | None) -> tuple[str | None, PackLabel | None]:
     """Ours first, because a million of them come; else Neuronpedia's; else what is wrong with it."""
     try:
-        return PackLabel.model_validate_json(line)
+        return home, PackLabel.model_validate_json(line)
     except ValidationError as error:
         row = _row(line, place)
         if not explanations.is_one(row):
             raise InputError(f"{place}: {_first(error)}") from None
         try:
-            return explanations.read(row)
+            return explanations.HOME, explanations.read(row)
         except ValidationError as wrong:
             raise InputError(f"{place}: {_first(wrong)}") from None
 
@@ -140,18 +140,19 @@ def _parquet(path: Path, name: str) -> Iterator[Line]:
         for batch in file.iter_batches(ROWS):
             for row in batch.to_pylist():
                 number += 1
-                yield Line(f"{name}, row {number:,}", number, home, _from_row(row, f"{name}, row {number:,}"))
+                place = f"{name}, row {number:,}"
+                yield Line(place, number, *_from_row(row, place, home))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{name} is no Parquet file that can be read: {str(error).splitlines()[0][:200]}") from None
 
 
-def _from_row(row: dict[str, Any], place: str) -> PackLabel | None:
+def _from_row(row: dict[str, Any], place: str, home: str | None) -> tuple[str | None, PackLabel | None]:
     try:
         if explanations.is_one(row):
-            return explanations.read(row)
+            return explanations.HOME, explanations.read(row)
         given = {key: value for key, value in row.items() if value is not None}
         parsed = {key: json.loads(given[key]) for key in JSON_COLUMNS if key in given}
-        return PackLabel.model_validate(given | parsed)
+        return home, PackLabel.model_validate(given | parsed)
     except (ValidationError, ValueError, TypeError) as error:
         raise InputError(f"{place}: {_first(error) if isinstance(error, ValidationError) else error}") from None
 

@@ -24,7 +24,7 @@ Score = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 class Stop(Wire):
     """One exchange that a label went through."""
 
-    home: str | None = Field(None, description="The home it came from, by the id in its packs", max_length=64)
+    home: str | None = Field(default=None, description="The home it came from, by the id in its packs", max_length=64)
     by: str = Field(description="Who imported it", max_length=128)
     at: datetime
 
@@ -34,16 +34,18 @@ class LabelContent(Wire):
 
     text: LabelText
     explainer: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
-        None, description="The model that wrote it"
+        default=None, description="The model that wrote it"
     )
-    method: Short | None = Field(None, description="How it was written, such as `detection-top20`")
-    score: Score | None = Field(None, description="How well it explains, by `score_method`")
+    method: Short | None = Field(default=None, description="How it was written, such as `detection-top20`")
+    score: Score | None = Field(default=None, description="How well it explains, by `score_method`")
     score_method: Short | None = None
-    prompt: Annotated[str, Field(max_length=200_000)] | None = Field(None, description="What the explainer was asked")
-    examples: Annotated[list[Any], Field(max_length=1_000)] | None = Field(
-        None, description="The samples that were shown to the explainer, or that the author saw"
+    prompt: Annotated[str, Field(max_length=200_000)] | None = Field(
+        default=None, description="What the explainer was asked"
     )
-    licence: Short | None = Field(None, description="Such as `CC-BY-4.0`")
+    examples: Annotated[list[Any], Field(max_length=1_000)] | None = Field(
+        default=None, description="The samples that were shown to the explainer, or that the author saw"
+    )
+    licence: Short | None = Field(default=None, description="Such as `CC-BY-4.0`")
 
 
 class LabelItem(LabelContent):
@@ -116,7 +118,7 @@ class LabelEventItem(Wire):
     """One change, with the fields that it changed."""
 
     id: int
-    action: Literal["create", "import", "edit", "delete", "undo"]
+    action: Literal["create", "import", "describe", "edit", "delete", "undo"]
     actor: str
     before: dict[str, Any] | None
     after: dict[str, Any] | None
@@ -131,7 +133,7 @@ class LabelSearch(Wire):
         json_schema_extra={"example": {"text": "sums of money", "sae": None, "how": "text", "limit": 20}}
     )
     text: Annotated[str, Field(min_length=1, max_length=1_000)]
-    sae: str | None = Field(None, max_length=256, description="Only this SAE's features")
+    sae: str | None = Field(default=None, max_length=256, description="Only this SAE's features")
     how: How = Field("text", description="By words, by a sentence model, or by both ranks fused")
     limit: int = Field(50, ge=1, le=1000)
 
@@ -147,7 +149,36 @@ class FeatureFound(Wire):
 class FeaturesFound(Wire):
     data: list[FeatureFound]
     how: How
-    model: str | None = Field(None, description="The sentence model, where one was used")
+    model: str | None = Field(default=None, description="The sentence model, where one was used")
+
+
+class DescribeReport(Wire):
+    """What the built-in describer stored."""
+
+    sae: str
+    described: int = Field(description="Features that fire and have a description now")
+    written: int = Field(description="Descriptions that are new or say something else than before")
+    never_firing: int
+
+
+class Unexplained(Wire):
+    """A feature that got no label, and why. Nothing was stored for it; the same command asks again."""
+
+    feature: str
+    reason: str
+
+
+class ExplainReport(Wire):
+    """What asking an explainer model brought."""
+
+    data: list[LabelItem]
+    failed: list[Unexplained]
+    skipped: int = Field(description="Features that this model and method had explained before")
+    never_firing: int
+    left: int = Field(description="Features that the budget left for the next call")
+    requests: int = Field(description="Retries included")
+    tokens: int = Field(description="As the endpoint counts them; four characters a token where it does not")
+    stopped: str | None = Field(default=None, description="Why it ended before the last feature")
 
 
 class LabelConflict(Wire):

@@ -25,16 +25,20 @@ class PackHeader(Wire):
 class PackLabel(LabelContent):
     """One label of a pack. By hand, `feature` and `text` are enough where --sae, or `sae_sha256`, says which tensors are meant."""
 
-    id: Uid | None = Field(None, description="The same in every home; made from the content where it is missing")
-    feature: str | None = Field(None, max_length=300, description="`<sae>/<index>`, in place of `sae` and `index`")
-    sae: str | None = Field(None, max_length=256)
-    sae_sha256: str | None = Field(None, max_length=64)
-    index: int | None = Field(None, ge=0, le=1 << 31)
+    id: Uid | None = Field(
+        default=None, description="The same in every home; made from the content where it is missing"
+    )
+    feature: str | None = Field(
+        default=None, max_length=300, description="`<sae>/<index>`, in place of `sae` and `index`"
+    )
+    sae: str | None = Field(default=None, max_length=256)
+    sae_sha256: str | None = Field(default=None, max_length=64)
+    index: int | None = Field(default=None, ge=0, le=1 << 31)
     author: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
-        None, description="Who imports it, where it is missing"
+        default=None, description="Who imports it, where it is missing"
     )
     source: LabelSource = "import"
-    origin: list[Stop] = Field(default=[], max_length=1_000)
-    version: int = Field(1, ge=1, le=1 << 30)
+    origin: list[Stop] = Field(default_factory=list, max_length=1_000)
+    version: int = Field(default=1, ge=1, le=1 << 30)
     created_at: datetime | None = None
     updated_at: datetime | None = None

@@ -10,7 +10,23 @@ import typer
 
 from schema.errors import ScopebaseError
 from scopebase import __version__
-from scopebase.cli import answers, catalog, contrast, database, demo, features, gap, index, label_packs, labels, query, reading, rules, serve
+from scopebase.cli import (
+    answers,
+    catalog,
+    contrast,
+    database,
+    demo,
+    features,
+    gap,
+    index,
+    label_makers,
+    label_packs,
+    labels,
+    query,
+    reading,
+    rules,
+    serve,
+)
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
 
@@ -72,6 +88,8 @@ app.add_typer(rules.app, name="rule")
 app.add_typer(database.app, name="db")
 labels.app.command("export")(label_packs.export)
 labels.app.command("import")(label_packs.import_)
+labels.app.command("describe")(label_makers.describe)
+labels.app.command("explain")(label_makers.explain)
 app.add_typer(labels.app, name="label")
 
 

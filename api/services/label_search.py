@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lance
+import pyarrow as pa
 from lance.query import FullTextOperator, MatchQuery
 from sqlalchemy import select
 
@@ -126,7 +127,7 @@ def _ask(
     try:
         table = library.remembered((derived.name, mark), lambda: lance.dataset(uri))
         rows = table.scanner(**asked).to_table()
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:
         if "not found" not in str(error).lower():
             raise
         rows = lance.dataset(uri).scanner(**asked).to_table()  # tidied up since by another process

@@ -15,9 +15,6 @@ from schema.layout import sample_key
 from schema.lookup import Source
 from schema.tables import Segment
 
-TRIES = 4
-"""So many times more samples than wanted are drawn, because some fire the feature."""
-
 
 def quiet_texts(
     library: Library,
@@ -35,8 +32,8 @@ def quiet_texts(
         if not wanted:
             continue
         firing = postings(library.store, own, [feature], "any")[feature].ordinals
-        drawn = rng.choice(source.n_samples, min(source.n_samples, TRIES * wanted), replace=False)
-        silent = [int(o) for o in drawn if not np.isin(o, firing)][:wanted]
+        silent = np.setdiff1d(np.arange(source.n_samples), firing, assume_unique=True)
+        silent = rng.choice(silent, min(wanted, len(silent)), replace=False).tolist()
         rows = library.store.rows("samples", [sample_key(source.dataset_id, o) for o in silent], ["record"])
         for record in rows.column("record").to_pylist():
             text = source.recipe.render(json.loads(record))

@@ -84,12 +84,13 @@ def _bound(library: Library, lines: Iterable[Line], actor: str, sae: str | None)
             name, index = _feature(label)
             key = (name, label.sae_sha256)
             if key not in found:
-                if label.sae_sha256 is None and rows_of not in (None, name):
+                foreign = name if label.sae_sha256 is None else None
+                if foreign is not None and rows_of not in (None, foreign):
                     raise InputError(
                         f"it is of {name}, those before of {rows_of}; import the rows of one SAE at a time"
                     )
                 found[key] = _sae_of(known, name, label.sae_sha256, default)
-                rows_of = name if label.sae_sha256 is None else rows_of
+                rows_of = foreign or rows_of
             check_index(found[key], index)
             check_content(label.score, label.score_method, label.source, label.explainer)
         except ScopebaseError as error:

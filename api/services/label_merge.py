@@ -87,6 +87,8 @@ def merge(session: Session, batch: list[Incoming], policy: Policy, dry_run: bool
             new.append((each.uid, each))
         elif mine.deleted_at is None and _same(mine, each):
             counts.unchanged += 1
+            if not dry_run and each.label.version > mine.version:
+                mine.version = each.label.version  # else a third lab could never tell whose words are the later
         else:
             done = _settle(mine, each, policy)
             _report(counts, mine, each, done)
@@ -107,13 +109,20 @@ def _existing(session: Session, uids: list[str]) -> dict[str, Label]:
 
 
 def _same(mine: Label, theirs: Incoming) -> bool:
+    if not _same_place(mine, theirs):
+        return False
     said = all(getattr(mine, name) == getattr(theirs.label, name) for name in (*CONTENT, "source"))
     return said and mine.author == (theirs.label.author or mine.author)
 
 
+def _same_place(mine: Label, theirs: Incoming) -> bool:
+    return (mine.sae_id, mine.feature) == (theirs.sae.id, theirs.index)
+
+
 def _settle(mine: Label, theirs: Incoming, policy: Policy) -> Done:
-    """What becomes of a label that is here and says something else. What was deleted here stays deleted."""
-    if mine.deleted_at is not None or policy == "skip":
+    """What becomes of a label that is here and says something else. What was deleted here stays deleted, and no label moves to another
+    feature."""
+    if mine.deleted_at is not None or policy == "skip" or (policy == "update" and not _same_place(mine, theirs)):
         return "kept"
     if policy == "duplicate":
         return "duplicated"

@@ -152,7 +152,7 @@ def test_of_two_who_change_at_once_one_is_told(shared_lab: Library) -> None:
         seen = labels.get(shared_lab, label.id).version
         results = at_once(
             *(
-                lambda who=who: labels.change(
+                lambda who=who, seen=seen: labels.change(
                     shared_lab, label.id, LabelChange(version=seen, text=f"{seen} {who}"), who
                 )
                 for who in "abcd"

@@ -21,6 +21,7 @@ from scopebase.cli import (
     index,
     label_makers,
     label_packs,
+    label_search,
     labels,
     query,
     reading,
@@ -86,6 +87,8 @@ app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
 app.add_typer(database.app, name="db")
+labels.app.command("search")(label_search.search)
+labels.app.command("embed")(label_search.embed)
 labels.app.command("export")(label_packs.export)
 labels.app.command("import")(label_packs.import_)
 labels.app.command("describe")(label_makers.describe)

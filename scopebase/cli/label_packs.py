@@ -125,7 +125,8 @@ def show_report(report: ImportReport) -> None:
         )
         if count
     ]
-    OUT.print(f"{report.read:,} labels read: {', '.join(parts) or 'none'}", markup=False)
+    noun = "label" if report.read == 1 else "labels"
+    OUT.print(f"{report.read:,} {noun} read: {', '.join(parts) or 'none'}", markup=False)
     if not report.n_conflicts:
         return
     OUT.print(f"\n{report.n_conflicts:,} are here with other words (--policy {report.policy}):", markup=False)

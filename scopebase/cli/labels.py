@@ -17,8 +17,6 @@ from schema.errors import InputError
 from schema.wire.base import Page
 from schema.wire.labels import (
     CommentItem,
-    FeaturesFound,
-    How,
     LabelChange,
     LabelEventItem,
     LabelItem,
@@ -26,7 +24,7 @@ from schema.wire.labels import (
     NewLabel,
 )
 from scopebase.cli.answers import library
-from scopebase.cli.console import ERRORS, OUT, DrawnProgress, print_json, shown, table
+from scopebase.cli.console import ERRORS, OUT, print_json, shown, table
 from scopebase.cli.options import Home, Json, SaeOption, wants_json
 
 if TYPE_CHECKING:
@@ -44,15 +42,6 @@ Author = Annotated[
 ]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1000)]
 Cursor = Annotated[Optional[str], typer.Option("--cursor", help="Where the next page begins.", show_default=False)]  # noqa: UP045
-MeaningOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--meaning",
-        envvar="SCOPEBASE_MEANING",
-        help="Sentence model: a sentence-transformers directory or name.",
-        show_default=False,
-    ),
-]
 WIDTH = 70
 """Characters of a label's text in a table."""
 
@@ -229,52 +218,6 @@ def remove(label: Uid, author: Author = None, home: Home = None, json: Json = Fa
 
     with library(home) as books:
         _show(labels.delete(books, full_id(books, label), author_of(author)), json)
-
-
-@app.command("search")
-def search(
-    text: Annotated[str, typer.Argument(metavar="TEXT")],
-    sae: SaeOption = None,
-    how: Annotated[How, typer.Option("--how", help="text: by words; meaning: by a sentence model; both.")] = "text",
-    meaning: MeaningOption = None,
-    limit: Limit = 20,
-    home: Home = None,
-    json: Json = False,
-) -> None:
-    """Features by what their labels say."""
-    from api.services.label_features import find_features
-    from schema.wire.labels import LabelSearch
-
-    with library(home) as books, checked():
-        with_meaning(books, meaning)
-        asked = LabelSearch(text=text, sae=sae, how=how, limit=limit)
-        found: FeaturesFound = find_features(books, asked.text, asked.sae, asked.how, asked.limit)
-    if wants_json(json):
-        print_json(found)
-        return
-    made = table("feature", "score", "label", "by", "votes", right={"score", "votes"})
-    for each in found.data:
-        made.add_row(each.id, f"{each.score:.3f}", brief(each.label.text), by(each.label), str(each.label.votes or ""))
-    OUT.print(made if found.data else "No label says that.")
-
-
-@app.command("embed")
-def embed(meaning: MeaningOption = None, home: Home = None) -> None:
-    """Give every label its vector for search by meaning; searches do it themselves for a few."""
-    from api.services import label_search
-
-    with library(home) as books:
-        with_meaning(books, meaning)
-        with DrawnProgress().bar("labels read by the sentence model") as bar:
-            n = label_search.embed(books, bar.advance)
-    ERRORS.print(f"{n:,} changes of labels read")
-
-
-def with_meaning(books: Library, source: str | None) -> None:
-    """Joins the library with the sentence model that is named."""
-    from scopebase.meaning import SentenceModel
-
-    books.meaning = SentenceModel(source) if source else None
 
 
 def full_id(books: Library, start: str) -> str:

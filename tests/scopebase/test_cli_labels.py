@@ -72,7 +72,7 @@ def test_packs_from_lab_to_lab(call: Call, lab: Path, tmp_path: Path, name: str)
     assert (report["created"], report["n_conflicts"]) == (1, 0)
     call("--home", tmp_path / "other", "label", "set", label, "money")
     said = call("--home", tmp_path / "other", "label", "import", tmp_path / name)
-    assert "1 labels read: 1 left as they are here" in said.out
+    assert "1 label read: 1 left as they are here" in said.out
     assert "money" in said.out
 
 

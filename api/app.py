@@ -12,13 +12,29 @@ from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from api.routes import catalog, evaluations, features, gaps, health, query, questions, reading, rules, suite
+from api.routes import (
+    catalog,
+    evaluations,
+    features,
+    gaps,
+    health,
+    label_packs,
+    labels,
+    query,
+    questions,
+    reading,
+    rules,
+    suite,
+)
 from api.services.library import Library
 from schema.errors import ScopebaseError
 from schema.home import Home
 from schema.live import LiveModel
+from schema.meaning import Meaning
 from schema.wire.base import Problem
 
+ROUTES = (health, catalog, questions, query, gaps, suite, evaluations, rules, features, reading, label_packs, labels)
+"""`label_packs` before `labels`: /labels/export before /labels/{label}."""
 PROBLEM = "application/problem+json"
 DESCRIPTION = """Which features does one dataset cover that another does not? Answers over the index of a Scopebase home.
 
@@ -26,11 +42,12 @@ Every answer over activations says in `provenance` what it was made from; `as_of
 Errors are `application/problem+json`."""
 
 
-def create_app(home: Home, live: LiveModel | None = None) -> FastAPI:
+def create_app(home: Home, live: LiveModel | None = None, meaning: Meaning | None = None) -> FastAPI:
     """The service over a home.
 
     Args:
         live: a loaded model for what texts fire; without one such questions are answered with 503.
+        meaning: a sentence model for search by meaning.
     """
 
     @asynccontextmanager
@@ -48,9 +65,9 @@ def create_app(home: Home, live: LiveModel | None = None) -> FastAPI:
             404: {"model": Problem, "description": "No such name"},
         },
     )
-    app.state.library = Library(home)
+    app.state.library = Library(home, meaning)
     app.state.live = live
-    for module in (health, catalog, questions, reading, features, rules, query, gaps, suite, evaluations):
+    for module in ROUTES:
         app.include_router(module.router, prefix="/v1")
     app.add_exception_handler(ScopebaseError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -32,7 +32,7 @@ class Label(Base):
     text: Mapped[str] = mapped_column(Text)
     author: Mapped[str] = mapped_column(String(128))
     source: Mapped[str] = mapped_column(String(16))
-    """`person`, `model`, `describer` or `import`."""
+    """`person`, `model`, `describer`, or `import` where nobody knows."""
     explainer: Mapped[str | None] = mapped_column(String(200))
     """The model that wrote it."""
     method: Mapped[str | None] = mapped_column(String(120))
@@ -51,7 +51,8 @@ class Label(Base):
 
 
 class LabelEvent(Base):
-    """One change of a label, with what it was before and after."""
+    """One change of a label, with the changed fields before and after. Written under `writing(alone=True)` only, so that ids are
+    in the order of the commits: `api.services.label_index` counts on it."""
 
     __tablename__ = "label_events"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -60,6 +61,7 @@ class LabelEvent(Base):
     actor: Mapped[str] = mapped_column(String(128))
     before: Mapped[dict[str, Any] | None] = mapped_column(Json)
     after: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    undoes: Mapped[int | None] = mapped_column(ForeignKey("label_events.id"))
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
 

@@ -9,6 +9,8 @@
     directions_<d>  decoder directions of SAEs of width d                          key SAE     | feature
     logits          tokens that a feature's direction raises and lowers most       key SAE     | feature
     scores          an evaluated model's score on each sample of a dataset         key evaluation
+    label_texts     labels as they are searched by their words                     key label
+    label_vectors_<d>  labels as a sentence model of d numbers reads them          key label
 
 A *pair* is one SAE in one run (`run_saes` in SQL), a *segment* a range of its samples. All keys are positive; the one row
 with key -1 is the table's fence (see `schema.publish`). Types are signed, because they pack to the same size and engines that
@@ -139,6 +141,7 @@ LOGITS = pa.schema(
 )
 
 SCORES = pa.schema([_KEY, _list("scores", pa.float64())])  # one a sample, by ordinal; NaN where there is none
+LABEL_TEXTS = pa.schema([_KEY, _field("sae", pa.int32()), _field("feature", pa.int32()), _field("text", pa.utf8())])
 
 TABLES: dict[str, pa.Schema] = {
     "samples": SAMPLES,
@@ -150,16 +153,26 @@ TABLES: dict[str, pa.Schema] = {
 }
 
 
+SOME_TABLES: dict[str, pa.Schema] = {"logits": LOGITS, "scores": SCORES, "label_texts": LABEL_TEXTS}
+"""Made where they are first needed."""
+
+
 def directions_table(d_model: int) -> str:
     return f"directions_{d_model}"
 
 
+def label_vectors_table(dimension: int) -> str:
+    return f"label_vectors_{dimension}"
+
+
 def schema_of(table: str) -> pa.Schema:
     """The Arrow schema of a table, those included that not every home has."""
-    if table == "logits":
-        return LOGITS
-    if table == "scores":
-        return SCORES
+    if table in SOME_TABLES:
+        return SOME_TABLES[table]
+    if table.startswith("label_vectors_"):
+        width = int(table.removeprefix("label_vectors_"))
+        vector = pa.list_(pa.field("item", pa.float16(), nullable=False), width)
+        return pa.schema([_KEY, _field("sae", pa.int32()), _field("vector", vector)])
     if table.startswith("directions_"):
         width = int(table.removeprefix("directions_"))
         return pa.schema(

@@ -21,6 +21,7 @@ from schema.errors import WorkFailed
 from schema.home import Home
 from schema.layout import sample_key
 from schema.lookup import newest_snapshot
+from schema.meaning import Meaning
 from schema.packing import VALUE_OF_BITS
 from schema.records import Pool
 
@@ -59,8 +60,9 @@ class Counts:
 class Library:
     """A home as the services see it. Safe for several threads."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, meaning: Meaning | None = None) -> None:
         self.home = home
+        self.meaning = meaning
         self.store = home.store
         self._counts: OrderedDict[int, Counts] = OrderedDict()
         self.held = Held(HELD_BYTES)

@@ -134,8 +134,10 @@ def upgrade() -> None:
         sa.Column("actor", sa.String(length=128), nullable=False),
         sa.Column("before", JSON, nullable=True),
         sa.Column("after", JSON, nullable=True),
+        sa.Column("undoes", sa.Integer(), nullable=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["label_id"], ["labels.id"], name=op.f("fk_label_events_label_id_labels")),
+        sa.ForeignKeyConstraint(["undoes"], ["label_events.id"], name=op.f("fk_label_events_undoes_label_events")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_label_events")),
     )
     op.create_index("ix_label_events_label_id", "label_events", ["label_id"])

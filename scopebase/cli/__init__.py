@@ -20,6 +20,10 @@ from scopebase.cli import (
     features,
     gap,
     index,
+    label_makers,
+    label_packs,
+    label_search,
+    labels,
     query,
     reading,
     rules,
@@ -90,6 +94,13 @@ app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
 app.add_typer(database.app, name="db")
 app.add_typer(evaluation.app, name="evaluation")
+labels.app.command("search")(label_search.search)
+labels.app.command("embed")(label_search.embed)
+labels.app.command("export")(label_packs.export)
+labels.app.command("import")(label_packs.import_)
+labels.app.command("describe")(label_makers.describe)
+labels.app.command("explain")(label_makers.explain)
+app.add_typer(labels.app, name="label")
 
 
 def main() -> None:

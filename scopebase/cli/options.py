@@ -41,6 +41,15 @@ MinSamplesOption = Annotated[
     int, typer.Option("--min-samples", help="A footprint holds what fires in at least so many samples.")
 ]
 AsOfOption = Annotated[Optional[int], typer.Option("--as-of", help="Answer as of this snapshot.", show_default=False)]  # noqa: UP045
+MeaningOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--meaning",
+        envvar="SCOPEBASE_MEANING",
+        help="Sentence model: a sentence-transformers directory or name.",
+        show_default=False,
+    ),
+]
 
 
 def settings(home: Path | None) -> Settings:

@@ -10,7 +10,7 @@ import typer
 from schema.errors import InputError
 from scopebase.cli.console import ERRORS
 from scopebase.cli.live import DeviceOption, SaeDirOption, load_live
-from scopebase.cli.options import Home, settings
+from scopebase.cli.options import Home, MeaningOption, settings
 
 
 def serve(
@@ -29,6 +29,7 @@ def serve(
     ] = None,
     sae_dir: SaeDirOption = None,
     device: DeviceOption = "auto",
+    meaning: MeaningOption = None,
     home: Home = None,
 ) -> None:
     """Serve the HTTP API; look-ups load no model."""
@@ -36,6 +37,7 @@ def serve(
 
     from api.app import create_app
     from schema.home import open_home
+    from scopebase.meaning import SentenceModel
 
     if not _loopback(host) and not no_auth:
         raise InputError(
@@ -43,7 +45,7 @@ def serve(
         )
     found = open_home(settings(home))
     live = load_live(found, model, sae_dir, device) if model is not None else None
-    app = create_app(found, live)
+    app = create_app(found, live, SentenceModel(meaning) if meaning else None)
     ERRORS.print(
         f"Scopebase on http://{host}:{port}/v1 · questions at http://{host}:{port}/docs · Ctrl-C ends it", markup=False
     )

@@ -20,6 +20,7 @@ from api.routes import (
     health,
     label_packs,
     labels,
+    neuronpedia,
     query,
     questions,
     reading,
@@ -69,6 +70,7 @@ def create_app(home: Home, live: LiveModel | None = None, meaning: Meaning | Non
     app.state.live = live
     for module in ROUTES:
         app.include_router(module.router, prefix="/v1")
+    app.include_router(neuronpedia.router, prefix="/api")
     app.add_exception_handler(ScopebaseError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

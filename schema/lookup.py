@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, lazyload
 
+from schema.aliases import by_alias
 from schema.errors import Conflict, InputError, NotFound, not_found
 from schema.names import parse_dataset, parse_feature
 from schema.recipe import Recipe
@@ -51,7 +52,7 @@ def newest_snapshot(session: Session) -> int:
 
 
 def find_sae(session: Session, name: str | None) -> Sae:
-    """The SAE of this id; without one, the only SAE of the home.
+    """The SAE of this id, or of another tool's name for it (`schema.aliases`); without one, the only SAE of the home.
 
     Raises:
         NotFound: there is none of that name.
@@ -67,6 +68,7 @@ def find_sae(session: Session, name: str | None) -> Sae:
             else "there is no SAE yet"
         )
     sae = session.scalars(select(Sae).where(Sae.name == name)).one_or_none()
+    sae = sae or by_alias(session.scalars(select(Sae)), name)
     if sae is None:
         raise not_found("SAE", name, names, "scopebase saes")
     return sae

@@ -56,10 +56,15 @@ def blocks(library: Library, sae: Sae) -> Iterator[Block]:
     Raises:
         NotFound: the home does not have them.
     """
-    if 4 * sae.d_sae * sae.d_model > HELD_BYTES // 2:
+    if not fits(sae):
         yield from _stream(library, sae)
         return
     yield library.held.get(("directions", sae.id), lambda: _whole(library, sae))
+
+
+def fits(sae: Sae) -> bool:
+    """Whether all its directions are kept in memory once they were read."""
+    return 4 * sae.d_sae * sae.d_model <= HELD_BYTES // 2
 
 
 def nearest(library: Library, sae: Sae, unit: Floats, n: int, without: int | None = None) -> list[tuple[int, float]]:

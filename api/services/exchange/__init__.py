@@ -1,0 +1,1 @@
+"""Feature data in other tools' shapes: what is exported, read and compared. Knows no HTTP."""

@@ -17,8 +17,10 @@ from scopebase.cli import (
     database,
     demo,
     evaluation,
+    export,
     features,
     gap,
+    import_,
     index,
     label_makers,
     label_packs,
@@ -94,6 +96,8 @@ app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
 app.add_typer(database.app, name="db")
 app.add_typer(evaluation.app, name="evaluation")
+app.add_typer(export.app, name="export")
+app.add_typer(import_.app, name="import")
 labels.app.command("search")(label_search.search)
 labels.app.command("embed")(label_search.embed)
 labels.app.command("export")(label_packs.export)

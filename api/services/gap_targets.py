@@ -60,10 +60,10 @@ def weigh(library: Library, question: CoverageGapQuestion, sae: Sae, column: Col
         assert column is not None
         return np.where(column.fires >= question.min_samples, column.rates, np.nan)
     if isinstance(target, LabelsTarget):
-        hits = matching(library, sae.id, target.labels, target.limit)
+        hits = matching(library, sae.id, target.labels, target.limit, target.how)
         if not hits:
             raise NotFound(f"no label of {sae.name} says {target.labels!r}; 'scopebase label list' shows the labels")
-        for feature, _, score in hits:
+        for feature, score in hits:
             weights[feature] = score
         return weights
     if isinstance(target, RuleTarget):

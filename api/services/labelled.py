@@ -7,23 +7,24 @@ import numpy.typing as npt
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.services.label_search import search
 from api.services.library import Library
 from schema.errors import InputError
 from schema.lab import Label
-from schema.labels import best_labels
+from schema.wire.labels import How
 
 
-def matching(library: Library, sae_id: int, text: str, limit: int) -> list[tuple[int, str, float]]:
-    """Features whose labels hold a text: (feature, label shown, score from 0 to 1), best first.
+def matching(library: Library, sae_id: int, text: str, limit: int, how: How = "text") -> list[tuple[int, float]]:
+    """Features whose labels say a text, best first, each with the share that its score is of the best one's.
 
-    The score is the share of the label that the text makes up, so that `cat` stands before `a cat among many other animals`.
+    Raises:
+        InputError, Conflict: see `label_search.search`.
     """
-    with library.home.database.reading() as session:
-        found = features_labelled(session, sae_id, text)
-        labels = best_labels(session, sae_id, found.tolist())
-        shown = {feature: label.text for feature, label in labels.items()}
-    scored = [(feature, label, min(1.0, len(text) / len(label))) for feature, label in shown.items()]
-    return sorted(scored, key=lambda hit: (-hit[2], hit[0]))[:limit]
+    scores: dict[int, float] = {}
+    for hit in search(library, sae_id, text, limit, how):
+        scores.setdefault(hit.label.feature, hit.score)  # several labels of a feature: the best one counts
+    best = max(scores.values(), default=0.0)
+    return [(feature, score / best if best > 0 else 1.0) for feature, score in scores.items()]
 
 
 def features_labelled(session: Session, sae_id: int, text: str | None = None) -> npt.NDArray[np.int64]:

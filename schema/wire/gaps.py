@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from schema.wire.base import Pool, Provenance, Wire
+from schema.wire.labels import How
 from schema.wire.query import DatasetPart, Name
 from schema.wire.questions import DatasetCount, SampleProof
 
@@ -38,10 +39,11 @@ class FeaturesTarget(Wire):
 
 
 class LabelsTarget(Wire):
-    """The features whose labels say this, best match first; their score is the weight."""
+    """The features whose labels say this, best match first; the weight is the share that a match's score is of the best one's."""
 
     labels: Annotated[str, Field(min_length=1, max_length=200)]
     limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    how: How = Field("text", description="By words, by a sentence model, or by both ranks fused")
 
 
 class RuleTarget(Wire):

@@ -17,13 +17,14 @@ from scipy import stats
 
 from api.app import create_app
 from api.services.gaps import coverage_gap
+from api.services.labels import create
 from api.services.library import Library
 from schema.errors import InputError, NotFound
 from schema.home import open_home
-from schema.lab import Label, Rule
+from schema.lab import Rule
 from schema.settings import Settings
-from schema.tables import Sae
 from schema.wire.gaps import CoverageGapAnswer, CoverageGapQuestion
+from schema.wire.labels import NewLabel
 from tests.indexer.reference import Reference, reference
 from tests.making import PROBLEMS, SONGS, TALES, write_jsonl
 
@@ -50,15 +51,15 @@ def curated(
     home = open_home(copy)
     some = np.flatnonzero((fired["tales"].any > 0).any(0) & ~(fired["songs"].any > 0).any(0))[:4].tolist()
     with home.database.writing() as session:
-        sae = session.query(Sae).filter_by(name=SAE).one().id
-        for feature, text in ((some[0], "once upon"), (some[1], "Once, and much besides"), (some[2], "trees")):
-            session.add(Label(sae_id=sae, feature=feature, text=text, author="ann", source="person"))
         leaves = [{"feature": f"{SAE}/{feature}", "above": 0.0} for feature in some]
         other = {"feature": "tiny-qwen3/0-tiny/7", "above": 0.0}
         old, new = {"any": leaves[:1]}, {"any": [leaves[0], {"all": [leaves[1], {"not": leaves[2]}]}, other]}
         for version, expression in ((1, old), (2, new)):
             session.add(Rule(name="tale", version=version, expression=expression, pool="any", saes={}, author="ann"))
-    yield Library(home)
+    library = Library(home)
+    for feature, text in ((some[0], "once upon"), (some[1], "Once, and much besides"), (some[2], "trees")):
+        create(library, NewLabel(feature=f"{SAE}/{feature}", text=text), "ann")
+    yield library
     home.close()
 
 

@@ -83,9 +83,14 @@ def find_feature(session: Session, text: str) -> tuple[Sae, int]:
     """
     name, index = parse_feature(text)
     sae = find_sae(session, name)
-    if index >= sae.d_sae:
-        raise NotFound(f"SAE {sae.name} has features 0 to {sae.d_sae - 1:,}, and none {index:,}")
+    check_index(sae, index)
     return sae, index
+
+
+def check_index(sae: Sae, index: int) -> None:
+    """Raises NotFound for a feature that the SAE does not have."""
+    if not 0 <= index < sae.d_sae:
+        raise NotFound(f"SAE {sae.name} has features 0 to {sae.d_sae - 1:,}, and none {index:,}")
 
 
 def find_all_sources(session: Session, sae_name: str | None, as_of: int | None = None) -> tuple[Subject, list[str]]:

@@ -35,6 +35,8 @@ NAMED = 4
 WORTH_NAMING = 0.05
 """Share of the firings that a token must have, unless it is the first."""
 LOGITS = 4
+BROKEN = "\ufffd"
+"""Stands in tokens that are a part of a character."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -168,7 +170,7 @@ def promoted_by(store: Store, sae: Sae, features: Sequence[int]) -> dict[int, li
     else:
         tables = [store.rows("logits", [feature_key(sae.id, f) for f in features], ["top_tokens"])]
     return {
-        key & ((1 << FEATURE_BITS) - 1): list(tops)[:LOGITS]
+        key & ((1 << FEATURE_BITS) - 1): [token for token in tops if token.strip() and BROKEN not in token][:LOGITS]
         for table in tables
         for key, tops in zip(table.column("key").to_pylist(), table.column("top_tokens").to_pylist(), strict=True)
     }

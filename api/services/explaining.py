@@ -20,7 +20,7 @@ from api.services.evidence import proofs
 from api.services.library import Library
 from schema.errors import WorkFailed
 from schema.lab import Label
-from schema.lookup import Source, find_sae, segments_of
+from schema.lookup import Source, check_index, find_sae, segments_of
 from schema.tables import Sae, Segment
 from schema.wire.labels import ExplainReport, LabelItem, NewLabel, Unexplained
 from schema.wire.questions import SampleProof
@@ -99,7 +99,7 @@ def explain(
     counts = sum((library.counts(s.pair).samples_any for s in subject.sources), np.zeros(subject.sae.d_sae, np.int64))
     wanted = list(dict.fromkeys(features)) if features is not None else np.flatnonzero(counts).tolist()
     for feature in wanted:
-        labels.check_index(subject.sae, feature)
+        check_index(subject.sae, feature)
     known = set() if plan.again else _explained(library, subject.sae, chat.model)
     firing = [f for f in wanted if counts[f] and f not in known]
     report = _Report()

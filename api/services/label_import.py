@@ -17,12 +17,13 @@ from sqlalchemy import select
 
 from api.services.label_index import catch_up, texts
 from api.services.label_merge import Counts, Incoming, merge
-from api.services.labels import check_content, check_index, check_tensors
+from api.services.labels import check_content, check_tensors
 from api.services.library import Library
 from api.services.packs import Line, read_pack
 from schema.audit import audit
 from schema.errors import InputError, NotFound, ScopebaseError
-from schema.lookup import find_sae
+from schema.lookup import check_index, find_sae
+from schema.names import parse_feature
 from schema.tables import Sae, now
 from schema.wire.labels import ImportReport, Policy, Stop
 from schema.wire.packs import PackLabel
@@ -104,10 +105,7 @@ def _bound(library: Library, lines: Iterable[Line], actor: str, sae: str | None)
 def _feature(label: PackLabel) -> tuple[str | None, int]:
     """(name of the SAE, index) that a pack's label says."""
     if label.feature is not None:
-        name, _, index = label.feature.rpartition("/")
-        if not (name and index.isascii() and index.isdigit()):
-            raise InputError(f"{label.feature!r} is no feature's id; it looks like <model>/<layer>-<set>/<index>")
-        return name, int(index)
+        return parse_feature(label.feature)
     if label.index is None:
         raise InputError("it names no feature: give `feature`, or `sae` and `index`")
     return label.sae, label.index

@@ -24,7 +24,7 @@ from schema.layout import fence_row, label_vectors_table, schema_of
 from schema.meaning import Meaning
 from schema.publish import storage_faults
 from schema.tables import Setting
-from schema.upkeep import giving_way
+from schema.upkeep import forced, giving_way
 
 TEXTS = "label_texts"
 BATCH = 20_000
@@ -143,21 +143,26 @@ def _usable(library: Library, mark: Mark, derived: Derived) -> Mark:
 
 def _store(library: Library, derived: Derived, old: Mark, new: Mark, seen: list[int], rows: pa.Table | None) -> bool:
     """Replaces the rows of changed labels, if nobody else has done it meanwhile."""
-    with library.home.database.writing(alone=True) as session, storage_faults(library.store):
+    with library.home.database.writing(alone=True) as session:
         if _usable(library, read_mark(session, derived.name), derived) != old:
             return False
-        if old.event == 0:
-            _make(library, derived)
-        table = library.store.latest(derived.name)
-        known = [key for key in seen if key <= old.label]
-        doomed = [f"key IN ({', '.join(map(str, known[i : i + 5_000]))})" for i in range(0, len(known), 5_000)]
-        for where in [*doomed, f"key > {old.label}"]:
-            if table.count_rows(where):
-                table.delete(where)
-        if rows is not None:
-            lance.write_dataset(rows, library.store.uri(derived.name), mode="append", data_storage_version="2.2")
+        with storage_faults(library.store), forced(library.store, derived.name):
+            _replace(library, derived, old, seen, rows)
         session.merge(Setting(name=derived.name, value=json.dumps(asdict(new))))
     return True
+
+
+def _replace(library: Library, derived: Derived, old: Mark, seen: list[int], rows: pa.Table | None) -> None:
+    if old.event == 0:
+        _make(library, derived)
+    table = library.store.latest(derived.name)
+    known = [key for key in seen if key <= old.label]
+    doomed = [f"key IN ({', '.join(map(str, known[i : i + 5_000]))})" for i in range(0, len(known), 5_000)]
+    for where in [*doomed, f"key > {old.label}"]:
+        if table.count_rows(where):
+            table.delete(where)
+    if rows is not None:
+        lance.write_dataset(rows, library.store.uri(derived.name), mode="append", data_storage_version="2.2")
 
 
 def _make(library: Library, derived: Derived) -> None:
@@ -178,7 +183,7 @@ def _make(library: Library, derived: Derived) -> None:
 def _maintain(library: Library, derived: Derived) -> None:
     """Completes the indexes where too much lies outside them, and sweeps old versions. What is overtaken, the next one does."""
     table = library.store.latest(derived.name)
-    with giving_way():
+    with storage_faults(library.store), giving_way():
         if _tail(table) > TAIL:
             table.optimize.compact_files()
             table.optimize.optimize_indices()

@@ -51,7 +51,7 @@ def search(library: Library, sae_id: int | None, text: str, limit: int = 50, how
         InputError: nothing to search for, or meaning is asked for without a sentence model.
         Conflict: too many labels have no vector yet.
     """
-    if not text.strip() or len(text) > LONGEST:
+    if not text.strip() or len(text) > LONGEST or "\x00" in text:
         raise InputError(f"search for 1 to {LONGEST:,} characters of text")
     if not 1 <= limit <= MOST:
         raise InputError(f"limit={limit}: 1 to {MOST:,}")
@@ -125,7 +125,7 @@ def _ask(
     asked = {**asked, "limit": limit, "filter": where, "prefilter": True}
     uri = library.store.uri(derived.name)
     try:
-        table = library.remembered((derived.name, mark), lambda: lance.dataset(uri))
+        table = library.opened(derived.name, mark)
         rows = table.scanner(**asked).to_table()
     except (OSError, pa.ArrowInvalid) as error:
         if "not found" not in str(error).lower():

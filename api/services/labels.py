@@ -19,7 +19,7 @@ from api.services.library import Library
 from schema.audit import audit
 from schema.errors import Conflict, InputError, NotFound
 from schema.lab import Label, LabelEvent
-from schema.lookup import find_sae
+from schema.lookup import find_feature, find_sae
 from schema.tables import Sae, now
 from schema.wire.base import Page
 from schema.wire.labels import LabelChange, LabelContent, LabelItem, LabelSource, NewLabel
@@ -183,26 +183,6 @@ def complete_id(library: Library, start: str) -> str:
     return found[0]
 
 
-def find_feature(session: Session, text: str) -> tuple[Sae, int]:
-    """SAE and index of `<sae>/<index>`.
-
-    Raises:
-        InputError: it is no feature's id.
-        NotFound: no such SAE, or the SAE has no such feature.
-    """
-    name, _, index = text.rpartition("/")
-    if not name or not index.isascii() or not index.isdigit():
-        raise InputError(f"{text[:300]!r} is no feature's id; it looks like <model>/<layer>-<set>/<index>")
-    sae = find_sae(session, name)
-    check_index(sae, int(index))
-    return sae, int(index)
-
-
-def check_index(sae: Sae, index: int) -> None:
-    if not 0 <= index < sae.d_sae:
-        raise NotFound(f"{sae.name} has features 0 to {sae.d_sae - 1:,}, not {index}")
-
-
 def check_tensors(sae: Sae, sha256: str | None) -> None:
     """Raises Conflict where a label speaks of other tensors than those that are indexed."""
     if sha256 is not None and sha256 != sae.sha256:
@@ -233,6 +213,8 @@ def filtered(session: Session, which: Filter) -> Select[Label]:
     Raises:
         NotFound, InputError: an SAE or feature that is not there.
     """
+    if any("\x00" in given for given in (which.author, which.text) if given):
+        raise InputError("no label holds a NUL character")
     query = select(Label).where(Label.deleted_at.is_not(None) if which.deleted else Label.deleted_at.is_(None))
     if which.sae is not None:
         query = query.where(Label.sae_id == find_sae(session, which.sae).id)

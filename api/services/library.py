@@ -11,8 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import lance
 import numpy as np
 import numpy.typing as npt
 
@@ -68,6 +69,7 @@ class Library:
         self.held = Held(HELD_BYTES)
         self._answers: OrderedDict[object, object] = OrderedDict()
         self._answers_bytes: dict[object, int] = {}
+        self._opened: dict[str, tuple[object, Any]] = {}
         self._lock = threading.Lock()
         self._seen = (-1, 0.0)
 
@@ -82,6 +84,13 @@ class Library:
                 return
             self._seen = (snapshot, moment)
         self.store.refresh()
+
+    def opened(self, table: str, state: object) -> Any:
+        """A handle of a table that changes often, kept with its caches until the state is another."""
+        with self._lock:
+            if self._opened.get(table, (None, None))[0] != state:
+                self._opened[table] = (state, lance.dataset(self.store.uri(table)))
+            return self._opened[table][1]
 
     def check_store(self) -> str:
         """'ok', or 'empty' where nothing is indexed yet.

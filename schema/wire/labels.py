@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from schema.wire.base import Wire
 
@@ -15,17 +16,31 @@ How = Literal["text", "meaning", "both"]
 Policy = Literal["skip", "update", "duplicate"]
 """What an import does with a label that is here with other words: keep ours, take the later version, keep both."""
 PackFormat = Literal["jsonl", "parquet", "neuronpedia"]
-LabelText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000)]
-Short = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120)]
+_NO_NUL = r"^[^\x00]*$"
+"""PostgreSQL keeps no NUL character."""
+LabelText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000, pattern=_NO_NUL)]
+Short = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120, pattern=_NO_NUL)]
+Explainer = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=_NO_NUL)]
+Prompt = Annotated[str, StringConstraints(max_length=200_000, pattern=_NO_NUL)]
+Person = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128, pattern=_NO_NUL)]
 Uid = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 Score = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+
+
+def _without_nul(examples: list[Any]) -> list[Any]:
+    if "\\u0000" in json.dumps(examples):
+        raise ValueError("holds a NUL character, which cannot be kept")
+    return examples
+
+
+Examples = Annotated[list[Any], Field(max_length=1_000), AfterValidator(_without_nul)]
 
 
 class Stop(Wire):
     """One exchange that a label went through."""
 
     home: str | None = Field(default=None, description="The home it came from, by the id in its packs", max_length=64)
-    by: str = Field(description="Who imported it", max_length=128)
+    by: Person = Field(description="Who imported it")
     at: datetime
 
 
@@ -33,16 +48,12 @@ class LabelContent(Wire):
     """What a label says, and how it was come by."""
 
     text: LabelText
-    explainer: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
-        default=None, description="The model that wrote it"
-    )
+    explainer: Explainer | None = Field(default=None, description="The model that wrote it")
     method: Short | None = Field(default=None, description="How it was written, such as `detection-top20`")
     score: Score | None = Field(default=None, description="How well it explains, by `score_method`")
     score_method: Short | None = None
-    prompt: Annotated[str, Field(max_length=200_000)] | None = Field(
-        default=None, description="What the explainer was asked"
-    )
-    examples: Annotated[list[Any], Field(max_length=1_000)] | None = Field(
+    prompt: Prompt | None = Field(default=None, description="What the explainer was asked")
+    examples: Examples | None = Field(
         default=None, description="The samples that were shown to the explainer, or that the author saw"
     )
     licence: Short | None = Field(default=None, description="Such as `CC-BY-4.0`")
@@ -88,12 +99,12 @@ class LabelChange(Wire):
     model_config = ConfigDict(json_schema_extra={"example": {"version": 1, "text": "sums of money"}})
     version: int = Field(ge=1, le=1 << 31, description="The one you saw; 409 where somebody was quicker")
     text: LabelText | None = None
-    explainer: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    explainer: Explainer | None = None
     method: Short | None = None
     score: Score | None = None
     score_method: Short | None = None
-    prompt: Annotated[str, Field(max_length=200_000)] | None = None
-    examples: Annotated[list[Any], Field(max_length=1_000)] | None = None
+    prompt: Prompt | None = None
+    examples: Examples | None = None
     licence: Short | None = None
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
 
 from pydantic import Field
 
 from schema.wire.base import Wire
-from schema.wire.labels import LabelContent, LabelSource, Stop, Uid
+from schema.wire.labels import LabelContent, LabelSource, Person, Stop, Uid
 
 PACK = 1
 """The format's version."""
@@ -34,9 +33,7 @@ class PackLabel(LabelContent):
     sae: str | None = Field(default=None, max_length=256)
     sae_sha256: str | None = Field(default=None, max_length=64)
     index: int | None = Field(default=None, ge=0, le=1 << 31)
-    author: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
-        default=None, description="Who imports it, where it is missing"
-    )
+    author: Person | None = Field(default=None, description="Who imports it, where it is missing")
     source: LabelSource = "import"
     origin: list[Stop] = Field(default_factory=list, max_length=1_000)
     version: int = Field(default=1, ge=1, le=1 << 30)

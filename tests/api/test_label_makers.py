@@ -24,6 +24,7 @@ from api.services.labels import Filter
 from api.services.library import Library
 from schema.errors import InputError
 from schema.home import open_home
+from schema.layout import feature_key
 from schema.lookup import find_sae
 from schema.settings import Settings
 from schema.wire.questions import SampleProof, Token
@@ -78,13 +79,19 @@ def test_descriptions_count_what_the_strongest_samples_fire(library: Library, fi
     said = describe(library, sae)
     peak = {name: np.stack([acts.max(0) for acts, _ in found]) for name, found in fired.items()}
     assert set(said) == {f for f in range(256) if any((peak[name][:, f] > 0).any() for name in ROWS)}
+    keys = [feature_key(sae.id, feature) for feature in said]
+    tops = library.store.rows("logits", keys, ["top_tokens"]).column("top_tokens").to_pylist()
+    for text, top in zip(said.values(), tops, strict=True):
+        whole = [f"'{token.strip()}'" for token in top if "\ufffd" not in token and token.strip()]
+        assert ("promotes" in text) == bool(whole)
+        assert not whole or text.endswith(f"; promotes {', '.join(whole[:4])}")
     checked = 0
     for feature, text in said.items():
         counts = {name: int((peak[name][:, feature] > 0).sum()) for name in ROWS}
         total = sum(counts.values())
         leading = max(counts, key=lambda name: counts[name])
         if counts[leading] * 2 > total:
-            assert f"mostly in {leading} ({counts[leading]} of {total} samples)" in text, text
+            assert text.split("; ")[1] == f"mostly in {leading} ({counts[leading]} of {total} samples)", text
         else:
             n = sum(count > 0 for count in counts.values())
             assert f"in {total} samples of {n} of 3 datasets" in text

@@ -80,7 +80,7 @@ def test_a_feature_has_several_labels_each_with_its_provenance(lab: Library) -> 
     ("given", "error", "sentence"),
     [
         ({"feature": "m/9-tiny/1"}, NotFound, "no SAE named 'm/9-tiny'; did you mean"),
-        ({"feature": "m/3-tiny/1000"}, NotFound, "m/3-tiny has features 0 to 999, not 1000"),
+        ({"feature": "m/3-tiny/1000"}, NotFound, "SAE m/3-tiny has features 0 to 999, and none 1,000"),
         ({"feature": "m/3-tiny"}, InputError, "'m/3-tiny' is no feature's id; it looks like"),
         ({"feature": "m/3-tiny/²"}, InputError, "is no feature's id"),
         ({"sae_sha256": "f" * 64}, Conflict, "the label is for tensors ffffffffffff..., but m/3-tiny here has"),

@@ -93,7 +93,7 @@ def missing_logits(session: Session, saes: Sequence[int]) -> list[int]:
 def open_logits(session: Session, saes: Sequence[int]) -> None:
     """Makes the shards that write these SAEs' logits, where there are none. Call it alone (`Database.writing(alone=True)`)."""
     there = set(session.scalars(select(Shard.sae_id).where(Shard.kind == "logits", Shard.sae_id.in_(saes))))
-    session.add_all(Shard(kind="logits", sae_id=sae, ordinal=0) for sae in saes if sae not in there)
+    session.add_all(Shard(kind="logits", sae_id=sae, ordinal=0) for sae in sorted(set(saes) - there))
 
 
 def known_sae(session: Session, name: str) -> Sae | None:

@@ -26,6 +26,7 @@ from tests.schema.test_ledger import MODEL, SURVEY, do, sae_card
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 CHANGING = {"created_at", "finished_at", "leased_until", "owner", "token"}
+INDEX = ("models", "saes", "datasets", "runs", "run_saes", "segments", "shards")
 T = TypeVar("T")
 
 
@@ -124,7 +125,7 @@ def test_first_calls_at_the_same_moment_make_one_home_and_one_run(settings: Sett
         return run.id
 
     assert at_once(first_call) == [1] * 6
-    assert {name: len(rows) for name, rows in described(settings).items()} == {
+    assert {name: len(rows) for name, rows in described(settings).items() if name in INDEX} == {
         **{"models": 1, "saes": 2, "datasets": 1, "runs": 1, "run_saes": 2, "segments": 0},
         "shards": 1 + 2 + 3,
     }

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from api.deps import needs
+from api.gate.access import Access
+from api.gate.hosts import HostGate
+from api.gate.journal import HEADER, Journal
+from api.gate.keys import KeyGate
+from api.gate.limits import Limits
+from api.openapi import complete
+from api.problems import PROBLEM as PROBLEM
+from api.problems import problem
 from api.routes import (
+    audit,
     catalog,
     evaluations,
     features,
@@ -27,28 +38,33 @@ from api.routes import (
     rules,
     suite,
 )
+from api.services.keyring import Keyring
 from api.services.library import Library
 from schema.errors import ScopebaseError
 from schema.home import Home
 from schema.live import LiveModel
 from schema.meaning import Meaning
-from schema.wire.base import Problem
 
-ROUTES = (health, catalog, questions, query, gaps, suite, evaluations, rules, features, reading, label_packs, labels)
+ROUTES = (catalog, questions, query, gaps, suite, evaluations, rules, features, reading, label_packs, labels, audit)
 """`label_packs` before `labels`: /labels/export before /labels/{label}."""
-PROBLEM = "application/problem+json"
 DESCRIPTION = """Which features does one dataset cover that another does not? Answers over the index of a Scopebase home.
 
 Every answer over activations says in `provenance` what it was made from; `as_of=<snapshot>` repeats it.
 Errors are `application/problem+json`."""
 
 
-def create_app(home: Home, live: LiveModel | None = None, meaning: Meaning | None = None) -> FastAPI:
+def create_app(
+    home: Home,
+    live: LiveModel | None = None,
+    meaning: Meaning | None = None,
+    access: Access = Access(),  # noqa: B008 - frozen
+) -> FastAPI:
     """The service over a home.
 
     Args:
         live: a loaded model for what texts fire; without one such questions are answered with 503.
         meaning: a sentence model for search by meaning.
+        access: who may ask, and how much; everybody unless given.
     """
 
     @asynccontextmanager
@@ -61,36 +77,48 @@ def create_app(home: Home, live: LiveModel | None = None, meaning: Meaning | Non
         version=health.running_version(),
         description=DESCRIPTION,
         lifespan=lifespan,
-        responses={
-            422: {"model": Problem, "description": "The question is wrong"},
-            404: {"model": Problem, "description": "No such name"},
-        },
+        generate_unique_id_function=_name,
     )
     app.state.library = Library(home, meaning)
     app.state.live = live
+    app.include_router(health.router, prefix="/v1")
     for module in ROUTES:
-        app.include_router(module.router, prefix="/v1")
-    app.include_router(neuronpedia.router, prefix="/api")
+        app.include_router(module.router, prefix="/v1", dependencies=[needs("read")])
+    app.include_router(neuronpedia.router, prefix="/api", dependencies=[needs("read")])
     app.add_exception_handler(ScopebaseError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _broken)
+    _guard(app, home, access)
+    described = app.openapi
+    app.openapi = lambda: app.openapi_schema or complete(described())  # type: ignore[method-assign]
     return app
 
 
-def _problem(
-    status: int,
-    detail: str,
-    errors: list[dict[str, str]] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    problem = Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
-    return JSONResponse(problem.model_dump(exclude_none=True), status, headers, media_type=PROBLEM)
+def _guard(app: FastAPI, home: Home, access: Access) -> None:
+    """The gate, outermost last."""
+    app.add_middleware(Limits, access=access)
+    app.add_middleware(KeyGate, access=access, keyring=Keyring(home.database))
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=["*"],
+            allow_headers=["authorization", "content-type", "x-api-key", HEADER],
+            expose_headers=[HEADER, "retry-after", "ratelimit", "ratelimit-policy"],
+        )
+    app.add_middleware(HostGate, access=access)
+    app.add_middleware(Journal, log=access.log)
+
+
+def _name(route: APIRoute) -> str:
+    """The function's, and whose route it is where that is not ours."""
+    return f"neuronpedia_{route.name}" if "neuronpedia" in route.tags else route.name
 
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ScopebaseError)
-    return _problem(error.http_status, str(error))
+    return problem(error.http_status, str(error))
 
 
 def _invalid(_request: Request, error: Exception) -> JSONResponse:
@@ -104,13 +132,15 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
         for each in error.errors()
     ]
     said = (f"{e['field']}: {e['problem']}" if e["field"] else e["problem"] for e in errors)
-    return _problem(422, "; ".join(said)[:1000], errors[:50])
+    return problem(422, "; ".join(said)[:1000], errors[:50])
 
 
 def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _problem(error.status_code, str(error.detail), headers=error.headers)
+    return problem(error.status_code, str(error.detail), headers=error.headers)
 
 
-def _broken(_request: Request, error: Exception) -> JSONResponse:
-    return _problem(500, f"a fault of Scopebase ({type(error).__name__}); the server's log has its trace")
+def _broken(request: Request, error: Exception) -> JSONResponse:
+    """A fault of ours, without its words: they may hold what was asked."""
+    detail = f"a fault of Scopebase ({type(error).__name__}); the server's log has its trace"
+    return problem(500, detail, headers={HEADER: request.state.request_id})

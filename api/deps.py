@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, Query, Request
 
+from api.services.cursors import PATTERN
 from api.services.library import Library
 from schema.errors import Forbidden, NoModel
 from schema.live import LiveModel
@@ -31,12 +32,22 @@ MinSamples = Annotated[
 ]
 AsOf = Annotated[int | None, Query(ge=1, le=1 << 31, description="Answer as of this snapshot")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items a page")]
-Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")]
+Cursor = Annotated[str | None, Query(pattern=PATTERN, description="`next_cursor` of the page before")]
 DatasetName = Annotated[
     str, Query(max_length=80, description="`<name>`, or `<name>@<version>` or `<name>@run<run>` for an older one")
 ]
 DatasetNames = Annotated[
     list[DatasetName], Query(min_length=1, max_length=200, alias="dataset", description="Once for each dataset")
+]
+TwoDatasets = Annotated[
+    list[DatasetName],
+    Query(
+        min_length=2,
+        max_length=200,
+        alias="dataset",
+        description="Once for each dataset, two at least",
+        json_schema_extra={"uniqueItems": True},
+    ),
 ]
 
 
@@ -57,7 +68,7 @@ def get_live(request: Request) -> LiveModel:
 Live = Annotated[LiveModel, Depends(get_live)]
 
 
-def get_actor(request: Request) -> str:
+async def get_actor(request: Request) -> str:
     """Who asks: the name of the key, or `local` where nobody is asked for one."""
     return str(getattr(request.state, "actor", "local"))
 
@@ -65,7 +76,7 @@ def get_actor(request: Request) -> str:
 def needs(scope: Scope) -> Any:
     """A route's dependency: refuses a key without this scope. Where nobody is asked for a key, everything is allowed."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         scopes = getattr(request.state, "scopes", None)
         if scopes is not None and scope not in scopes and "admin" not in scopes:
             raise Forbidden(f"this key may {', '.join(scopes)}, and not {scope}; ask for one that may")

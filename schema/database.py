@@ -13,7 +13,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Select, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
@@ -77,13 +77,19 @@ class Database:
         self.read_only = read_only
         self.engine = make_engine(url, read_only=read_only)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
-        self._read = sessionmaker(self.engine.execution_options(reads=True), expire_on_commit=False)
+        self._reads = self.engine.execution_options(reads=True)
+        self._read = sessionmaker(self._reads, expire_on_commit=False)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees one consistent state and changes nothing."""
         with _in_words(self.url), self._read() as session:
             yield session
+
+    def scalar(self, query: Select[Any]) -> Any:
+        """One value, without a session around it: for what every request asks."""
+        with _in_words(self.url), self._reads.connect() as connection:
+            return connection.scalar(query)
 
     @contextmanager
     def writing(self, *, alone: bool = False) -> Iterator[Session]:

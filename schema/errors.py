@@ -4,10 +4,14 @@ ScopebaseError
 ├── InputError            the call or its input is wrong          exit 2, HTTP 422
 │   ├── NotFound          a name that nothing bears               exit 2, HTTP 404
 │   ├── Conflict          right in itself, wrong beside the rest  exit 2, HTTP 409
+│   ├── Unauthorized      no key, or one that is not good         exit 2, HTTP 401
 │   ├── Forbidden         the key may not do this                 exit 2, HTTP 403
+│   ├── TooLarge          more was sent than is taken             exit 2, HTTP 413
 │   ├── HomeError         a home that cannot be opened            exit 2, HTTP 503
 │   └── NoModel           a question that needs a loaded model    exit 2, HTTP 503
 └── WorkFailed            the work began and could not go on      exit 1, HTTP 503
+    ├── TooSlow           it took longer than a request may       exit 1, HTTP 503
+    ├── TooMany           more requests than the key's share      exit 1, HTTP 429
     └── LeaseLost         another worker took this shard over     (never reaches a user)
 """
 
@@ -43,10 +47,22 @@ class Conflict(InputError):
     http_status = 409
 
 
+class Unauthorized(InputError):
+    """A key is asked for; there was none, or it is unknown, expired or revoked."""
+
+    http_status = 401
+
+
 class Forbidden(InputError):
     """The key is good, but not for this."""
 
     http_status = 403
+
+
+class TooLarge(InputError):
+    """What was sent is larger than the service takes."""
+
+    http_status = 413
 
 
 class HomeError(InputError):
@@ -65,6 +81,16 @@ class WorkFailed(ScopebaseError):
     """The work began and could not go on; the same command continues it."""
 
     http_status = 503
+
+
+class TooSlow(WorkFailed):
+    """The answer took longer than a request may."""
+
+
+class TooMany(WorkFailed):
+    """More requests than one key or address may make in that time."""
+
+    http_status = 429
 
 
 class LeaseLost(WorkFailed):

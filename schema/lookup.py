@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session, lazyload
+from sqlalchemy.orm import Session
 
 from schema.aliases import by_alias
-from schema.errors import Conflict, InputError, NotFound, not_found
+from schema.errors import Conflict, NotFound, not_found
 from schema.names import parse_dataset, parse_feature
 from schema.recipe import Recipe
 from schema.tables import Dataset, Run, RunSae, Sae, Segment
+
+SHOWN = 6
+"""SAEs named where one must be chosen."""
+MOST_KNOWN = 4096
+NEWEST = select(func.max(Run.finished))
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,13 @@ class Subject:
         return names
 
 
+_KNOWN: WeakKeyDictionary[Any, OrderedDict[tuple[int, str, str, int], list[Source]]] = WeakKeyDictionary()
+"""Engine -> the finished runs of a dataset with an SAE at a snapshot."""
+
+
 def newest_snapshot(session: Session) -> int:
     """The number of the run that finished last; 0 before the first."""
-    return session.scalar(select(func.max(Run.finished))) or 0
+    return session.scalar(NEWEST) or 0
 
 
 def find_sae(session: Session, name: str | None) -> Sae:
@@ -56,21 +68,20 @@ def find_sae(session: Session, name: str | None) -> Sae:
 
     Raises:
         NotFound: there is none of that name.
-        InputError: several, and none was named.
+        Conflict: several, and none was named.
     """
-    names = list(session.scalars(select(Sae.name).order_by(Sae.name)))
     if name is None:
-        if len(names) == 1:
-            return session.scalars(select(Sae)).one()
-        raise InputError(
-            f"name an SAE with --sae: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-            if names
-            else "there is no SAE yet"
+        some = list(session.scalars(select(Sae).order_by(Sae.name).limit(SHOWN + 1)))
+        if len(some) == 1:
+            return some[0]
+        names = ", ".join(sae.name for sae in some[:SHOWN])
+        raise Conflict(
+            f"name an SAE with --sae: {names}{', ...' if len(some) > SHOWN else ''}" if some else "there is no SAE yet"
         )
     sae = session.scalars(select(Sae).where(Sae.name == name)).one_or_none()
     sae = sae or by_alias(session.scalars(select(Sae)), name)
     if sae is None:
-        raise not_found("SAE", name, names, "scopebase saes")
+        raise not_found("SAE", name, session.scalars(select(Sae.name).order_by(Sae.name)), "scopebase saes")
     return sae
 
 
@@ -126,11 +137,11 @@ def check_snapshot(session: Session, as_of: int | None) -> int:
     """The snapshot that is asked for, the newest unless one is.
 
     Raises:
-        InputError: there is no such one.
+        NotFound: there is no such one.
     """
     newest = newest_snapshot(session)
     if as_of is not None and not 0 < as_of <= newest:
-        raise InputError(
+        raise NotFound(
             f"as_of={as_of}: snapshots so far are 1 to {newest}" if newest else f"as_of={as_of}: nothing is indexed yet"
         )
     return as_of or newest
@@ -168,7 +179,7 @@ def find_sources(session: Session, sae_name: str | None, datasets: Sequence[str]
     """
     sae = find_sae(session, sae_name)
     snapshot = check_snapshot(session, as_of)
-    found = [_runs_of(session, sae, text, snapshot) for text in datasets]
+    found = [_known_runs(session, sae, text, snapshot) for text in datasets]
     shared = set.intersection(*({source.recipe.comparable for source in each} for each in found))
     if not shared:
         raise Conflict(_unlike([each[-1] for each in found]))
@@ -184,6 +195,17 @@ def _alike(found: list[list[Source]]) -> list[Source]:
     return [next((s for s in reversed(each) if s.recipe.text in texts), each[-1]) for each in found]
 
 
+def _known_runs(session: Session, sae: Sae, text: str, snapshot: int) -> list[Source]:
+    """`_runs_of`, kept: what was finished at a snapshot never changes."""
+    known = _KNOWN.setdefault(session.get_bind().engine, OrderedDict())
+    key = (sae.id, sae.sha256, text, snapshot)
+    if key not in known:
+        known[key] = _runs_of(session, sae, text, snapshot)
+        while len(known) > MOST_KNOWN:
+            known.popitem(last=False)
+    return known.get(key) or _runs_of(session, sae, text, snapshot)  # another thread may have made room
+
+
 def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Source]:
     """The finished runs of a dataset with an SAE, oldest first."""
     name, version, run = parse_dataset(text)
@@ -193,12 +215,11 @@ def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Sourc
     if version is not None:
         where.append(Dataset.version == version)
     rows = session.execute(
-        select(RunSae.id, Run, Dataset)
+        select(RunSae.id, Run.id, Dataset.name, Dataset.version, Dataset.id, Dataset.n_samples, Run.recipe)
         .join(Run, RunSae.run_id == Run.id)
         .join(Dataset)
         .where(*where)
         .order_by(Run.finished)
-        .options(lazyload(Run.pairs))
     )
     sources = [_source(*row) for row in rows]
     if not sources:
@@ -206,8 +227,10 @@ def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Sourc
     return sources
 
 
-def _source(pair: int, run: Run, dataset: Dataset) -> Source:
-    return Source(pair, run.id, dataset.name, dataset.version, dataset.id, dataset.n_samples, Recipe(**run.recipe))
+def _source(
+    pair: int, run: int, name: str, version: int, dataset: int, n_samples: int, recipe: dict[str, Any]
+) -> Source:
+    return Source(pair, run, name, version, dataset, n_samples, Recipe(**recipe))
 
 
 def _nothing(session: Session, sae: Sae, name: str, shown: str) -> NotFound:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from schema.packing import BIN_SHIFT, N_BINS, VALUE_OF_BITS, Packed
-
-Pool = Literal["any", "last"]
-Scope = Literal["read", "label", "write", "admin"]
-"""What an API key may do: ask; label features; also make rules, vectors and imports; everything, keys included."""
-Sort = Literal["rate_difference", "q_value", "max_activation"]
-"""What the features of a difference are ranked by."""
+from schema.words import Pool as Pool
+from schema.words import Scope as Scope
+from schema.words import Sort as Sort
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from schema.wire.base import Page
 from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
 
 router = APIRouter(tags=["catalog"])
-Name = Annotated[str | None, Query(max_length=256)]
+ModelName = Annotated[str | None, Query(max_length=256, description="Only this model's")]
+DatasetName = Annotated[str | None, Query(max_length=256, description="Only this dataset, in all its versions")]
 
 
 @router.get("/models")
@@ -25,9 +26,9 @@ def models(library: Books, limit: Limit = 50, cursor: Cursor = None) -> Page[Mod
 @router.get("/saes")
 def saes(
     library: Books,
-    model: Name = None,
-    layer: Annotated[int | None, Query(ge=0, le=100_000)] = None,
-    set: Name = None,
+    model: ModelName = None,
+    layer: Annotated[int | None, Query(ge=0, le=100_000, description="Only those of this layer")] = None,
+    set: Annotated[str | None, Query(max_length=256, description="Only those of this set")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Page[SaeItem]:
@@ -37,7 +38,7 @@ def saes(
 
 
 @router.get("/datasets")
-def datasets(library: Books, name: Name = None, limit: Limit = 50, cursor: Cursor = None) -> Page[DatasetItem]:
+def datasets(library: Books, name: DatasetName = None, limit: Limit = 50, cursor: Cursor = None) -> Page[DatasetItem]:
     """Datasets; a changed source is a new version."""
     with library.home.database.reading() as session:
         return catalog.datasets(session, name, limit, cursor)
@@ -46,8 +47,8 @@ def datasets(library: Books, name: Name = None, limit: Limit = 50, cursor: Curso
 @router.get("/runs")
 def runs(
     library: Books,
-    dataset: Name = None,
-    state: Literal["finished", "unfinished"] | None = None,
+    dataset: DatasetName = None,
+    state: Annotated[Literal["finished", "unfinished"] | None, Query(description="Only these")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Page[RunItem]:

@@ -52,7 +52,10 @@ def get_pack(
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {NDJSON: {"schema": {"type": "string"}, "example": _EXAMPLE}, PARQUET: _ANY},
+            "content": {
+                NDJSON: {"schema": {"type": "string"}, "example": _EXAMPLE},
+                PARQUET: {**_ANY, "example": "(what /labels/export gives)"},
+            },
         }
     },
 )

@@ -31,10 +31,10 @@ Version = Annotated[int | None, Query(ge=1, le=1 << 31, description="Refuse with
 
 
 def which_labels(
-    sae: Annotated[str | None, Query(max_length=256)] = None,
+    sae: Annotated[str | None, Query(max_length=256, description="Only this SAE's")] = None,
     feature: Annotated[str | None, Query(max_length=300, description="`<sae>/<index>`")] = None,
-    author: Annotated[str | None, Query(max_length=128)] = None,
-    source: LabelSource | None = None,
+    author: Annotated[str | None, Query(max_length=128, description="Only this person's, or model's")] = None,
+    source: Annotated[LabelSource | None, Query(description="Only those that came about so")] = None,
     text: Annotated[str | None, Query(max_length=1000, description="Contained in the label, whatever the case")] = None,
     updated_since: Annotated[datetime | None, Query(description="Changed at or after this moment, UTC")] = None,
     deleted: Annotated[bool, Query(description="The deleted ones instead")] = False,
@@ -46,66 +46,66 @@ Which = Annotated[Filter, Depends(which_labels)]
 
 
 @router.get("/labels", summary="Labels, newest first")
-def list_labels(library: Books, which: Which, limit: Limit = 50, cursor: Cursor = None) -> Page[LabelItem]:
+def get_labels(library: Books, which: Which, limit: Limit = 50, cursor: Cursor = None) -> Page[LabelItem]:
     """Every condition narrows; without any, all labels of the home."""
     return labels.list_labels(library, which, limit, cursor)
 
 
 @router.post("/labels", summary="Make a label", status_code=201, dependencies=[needs("label")])
-def create(library: Books, new: NewLabel, actor: Actor) -> LabelItem:
+def post_label(library: Books, new: NewLabel, actor: Actor) -> LabelItem:
     """Its author is who asks. Refused with 409 where it speaks of other tensors than the SAE has here."""
     return labels.create(library, new, actor)
 
 
 @router.get("/labels/{label}", summary="A label")
-def get(library: Books, label: Label) -> LabelItem:
+def get_label(library: Books, label: Label) -> LabelItem:
     """With its provenance."""
     return labels.get(library, label)
 
 
 @router.patch("/labels/{label}", summary="Change a label", dependencies=[needs("label")])
-def change(library: Books, label: Label, wanted: LabelChange, actor: Actor) -> LabelItem:
+def patch_label(library: Books, label: Label, wanted: LabelChange, actor: Actor) -> LabelItem:
     """Name the version that you saw: 409 where somebody was quicker."""
     return labels.change(library, label, wanted, actor)
 
 
 @router.delete("/labels/{label}", summary="Delete a label", dependencies=[needs("label")])
-def delete(library: Books, label: Label, actor: Actor, version: Version = None) -> LabelItem:
+def delete_label(library: Books, label: Label, actor: Actor, version: Version = None) -> LabelItem:
     """It is kept, and `undo` brings it back."""
     return labels.delete(library, label, actor, version)
 
 
 @router.post("/labels/{label}/votes", summary="Vote on a label", dependencies=[needs("label")])
-def vote(library: Books, label: Label, vote: NewVote, actor: Actor) -> LabelItem:
+def post_vote(library: Books, label: Label, vote: NewVote, actor: Actor) -> LabelItem:
     """One vote each; a second one replaces the first, 0 takes it back."""
     return label_talk.vote(library, label, actor, vote.value)
 
 
 @router.get("/labels/{label}/comments", summary="Comments on a label")
-def comments(library: Books, label: Label, limit: Limit = 50, cursor: Cursor = None) -> Page[CommentItem]:
+def get_comments(library: Books, label: Label, limit: Limit = 50, cursor: Cursor = None) -> Page[CommentItem]:
     """Oldest first."""
     return label_talk.comments(library, label, limit, cursor)
 
 
 @router.post("/labels/{label}/comments", summary="Comment on a label", status_code=201, dependencies=[needs("label")])
-def comment(library: Books, label: Label, comment: NewComment, actor: Actor) -> CommentItem:
+def post_comment(library: Books, label: Label, comment: NewComment, actor: Actor) -> CommentItem:
     """Its author is who asks."""
     return label_talk.comment(library, label, actor, comment.text)
 
 
 @router.get("/labels/{label}/history", summary="Every change of a label")
-def history(library: Books, label: Label, limit: Limit = 50, cursor: Cursor = None) -> Page[LabelEventItem]:
+def get_history(library: Books, label: Label, limit: Limit = 50, cursor: Cursor = None) -> Page[LabelEventItem]:
     """Newest first, with what each changed; of deleted labels too."""
     return label_talk.history(library, label, limit, cursor)
 
 
 @router.post("/labels/{label}/undo", summary="Take the last change back", dependencies=[needs("label")])
-def undo(library: Books, label: Label, actor: Actor, version: Version = None) -> LabelItem:
+def post_undo(library: Books, label: Label, actor: Actor, version: Version = None) -> LabelItem:
     """A deletion too. Asked again, the one before it."""
     return label_talk.undo(library, label, actor, version)
 
 
 @router.post("/features/search", summary="Features by what their labels say")
-def search(library: Books, asked: LabelSearch) -> FeaturesFound:
+def post_features_search(library: Books, asked: LabelSearch) -> FeaturesFound:
     """By words (those with all of them; where there is none, with any), by meaning, or both."""
     return find_features(library, asked.text, asked.sae, asked.how, asked.limit)

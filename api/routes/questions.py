@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api.deps import AsOf, Books, Cursor, DatasetName, DatasetNames, Limit, MinSamples, PoolParam, SaeParam
+from api.deps import AsOf, Books, Cursor, DatasetName, DatasetNames, Limit, MinSamples, PoolParam, SaeParam, TwoDatasets
 from api.services.diff import MOST_SAMPLES, diff
 from api.services.overlap import overlap
 from api.services.redundancy import redundancies
@@ -19,7 +19,7 @@ router = APIRouter(tags=["questions"])
 @router.get("/overlap")
 def get_overlap(
     library: Books,
-    dataset: DatasetNames,
+    dataset: TwoDatasets,
     sae: SaeParam = None,
     pool: PoolParam = "any",
     min_samples: MinSamples = 1,

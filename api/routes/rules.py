@@ -80,7 +80,7 @@ def post_evaluate(library: Books, name: Name, body: EvaluateBody, actor: Actor) 
 
 
 @router.get("/rules/{name}/evaluations", summary="List a rule's measurements")
-def get_evaluations(library: Books, name: Name, limit: Limit = 50, cursor: Cursor = None) -> Page[EvaluateAnswer]:
+def get_rule_evaluations(library: Books, name: Name, limit: Limit = 50, cursor: Cursor = None) -> Page[EvaluateAnswer]:
     """What a rule was measured to do, the newest first."""
     return evaluations(library, name, limit, cursor)
 

@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from api.services.cursors import read_cursor, write_cursor
-from api.services.evidence import common_tokens, proofs
+from api.services.evidence import common_tokens
 from api.services.library import Library
 from api.services.overlap import check_threshold
+from api.services.proven import proven
 from api.services.provenance import count_of, provenance
 from api.services.statistics import benjamini_hochberg, fisher_exact, rate_difference_interval
-from schema.errors import InputError
+from schema.errors import Conflict, InputError
 from schema.labels import best_labels
-from schema.lookup import Source, Subject, find_sources, segments_of
+from schema.lookup import Source, Subject, find_sources
 from schema.records import Pool, Sort
 from schema.wire.questions import DiffAnswer, DiffItem, SampleProof
 
@@ -59,8 +60,8 @@ def diff(
         samples: proofs a feature, at most 10.
 
     Raises:
-        NotFound, Conflict: see `schema.lookup.find_sources`.
-        InputError: the same dataset twice, or a number out of range.
+        NotFound, Conflict: see `schema.lookup.find_sources`; Conflict also for the same dataset twice.
+        InputError: a number out of range.
     """
     check_threshold(min_samples)
     if sort not in get_args(Sort):
@@ -72,19 +73,47 @@ def diff(
         subject = find_sources(session, sae, [covered_by, not_covered_by], snapshot if as_of is None else as_of)
         a, b = subject.sources
         if a.pair == b.pair:
-            raise InputError(f"{covered_by} and {not_covered_by} are the same dataset; name two")
-        segments = segments_of(session, a.pair)
+            raise Conflict(f"{covered_by} and {not_covered_by} are the same dataset; name two")
+    key = (
+        "diff page",
+        a.pair,
+        b.pair,
+        *subject.names,
+        pool,
+        min_samples,
+        sort,
+        offset,
+        limit,
+        samples,
+        subject.snapshot,
+    )
+    page = library.remembered(key, lambda: _page(library, subject, pool, min_samples, sort, offset, limit, samples))
+    with library.home.database.reading() as session:
+        labels = best_labels(session, subject.sae.id, [item.index for item in page.data])
+    return _labelled(page, {feature: label.text for feature, label in labels.items()}) if labels else page
+
+
+def _page(
+    library: Library,
+    subject: Subject,
+    pool: Pool,
+    min_samples: int,
+    sort: Sort,
+    offset: int,
+    limit: int,
+    samples: int,
+) -> DiffAnswer:
+    """A page but for its labels: they change, and nothing else does."""
+    a, b = subject.sources
     found = library.remembered(
         ("diff", a.pair, b.pair, pool, min_samples, sort), lambda: _difference(library, a, b, pool, min_samples, sort)
     )
-    page = np.arange(offset, min(offset + limit, len(found.features)))
-    features = [int(f) for f in found.features[page]]
-    shown = proofs(library, a, segments, features, pool, samples)
-    with library.home.database.reading() as session:
-        labels = {feature: label.text for feature, label in best_labels(session, subject.sae.id, features).items()}
+    page = range(offset, min(offset + limit, len(found.features)))
+    shown = proven(library, a, [int(found.features[i]) for i in page], pool, samples)
     more = offset + limit < len(found.features)
+    names = subject.names
     return DiffAnswer(
-        data=[_item(subject, found, int(i), labels, shown) for i in page],
+        data=[_item(subject, names, found, i, shown) for i in page],
         next_cursor=write_cursor(offset + limit, subject.snapshot) if more else None,
         total=len(found.features),
         n_tested=found.n_tested,
@@ -94,6 +123,11 @@ def diff(
         sort=sort,
         provenance=provenance(subject, pool),
     )
+
+
+def _labelled(page: DiffAnswer, labels: dict[int, str]) -> DiffAnswer:
+    items = [item.model_copy(update={"label": labels.get(item.index)}) for item in page.data]
+    return page.model_copy(update={"data": items})
 
 
 def _difference(library: Library, a: Source, b: Source, pool: Pool, min_samples: int, sort: Sort) -> Difference:
@@ -123,17 +157,16 @@ def _difference(library: Library, a: Source, b: Source, pool: Pool, min_samples:
 
 
 def _item(
-    subject: Subject, found: Difference, i: int, labels: dict[int, str], shown: dict[int, list[SampleProof]]
+    subject: Subject, names: list[str], found: Difference, i: int, shown: dict[int, list[SampleProof]]
 ) -> DiffItem:
     a, b = subject.sources
     feature = int(found.features[i])
-    names = subject.names
     rates = [int(found.counts[i, 0]) / a.n_samples, int(found.counts[i, 1]) / b.n_samples]
     samples = shown.get(feature, [])
     return DiffItem(
         feature=f"{subject.sae.name}/{feature}",
         index=feature,
-        label=labels.get(feature),
+        label=None,
         counts={name: int(count) for name, count in zip(names, found.counts[i], strict=True)},
         rates=dict(zip(names, rates, strict=True)),
         rate_difference=rates[0] - rates[1],

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 import lance
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
 
 from api.services.held import Held
 from schema.errors import WorkFailed
 from schema.home import Home
 from schema.layout import sample_key
-from schema.lookup import newest_snapshot
+from schema.lookup import NEWEST, newest_snapshot
 from schema.meaning import Meaning
 from schema.packing import VALUE_OF_BITS
 from schema.records import Pool
@@ -68,15 +69,15 @@ class Library:
         self._counts: OrderedDict[int, Counts] = OrderedDict()
         self.held = Held(HELD_BYTES)
         self._answers: OrderedDict[object, object] = OrderedDict()
-        self._answers_bytes: dict[object, int] = {}
+        self._sizes: dict[object, int] = {}
+        self._remembered_bytes = 0
         self._opened: dict[str, tuple[object, Any]] = {}
         self._lock = threading.Lock()
         self._seen = (-1, 0.0)
 
     def refresh(self) -> None:
         """Sees what was committed since; called once a request."""
-        with self.home.database.reading() as session:
-            snapshot = newest_snapshot(session)
+        snapshot = self.home.database.scalar(NEWEST) or 0
         moment = time.monotonic()
         with self._lock:
             known, when = self._seen
@@ -141,11 +142,13 @@ class Library:
                 self._answers.move_to_end(key)
                 return self._answers[key]  # type: ignore[return-value]
         answer = compute()
+        size = n_bytes(answer)
         with self._lock:
-            self._answers[key] = answer
-            self._answers_bytes[key] = n_bytes(answer)
-            while len(self._answers) > 1 and sum(self._answers_bytes.values()) > ANSWERS_BYTES:
-                self._answers_bytes.pop(self._answers.popitem(last=False)[0])
+            self._remembered_bytes += size - self._sizes.get(key, 0)
+            self._answers[key], self._sizes[key] = answer, size
+            while len(self._answers) > 1 and self._remembered_bytes > ANSWERS_BYTES:
+                oldest, _ = self._answers.popitem(last=False)
+                self._remembered_bytes -= self._sizes.pop(oldest)
         return answer
 
 
@@ -153,6 +156,8 @@ def n_bytes(answer: object) -> int:
     """What an answer holds in memory, about: its arrays, and a little for everything else."""
     if isinstance(answer, np.ndarray):
         return answer.nbytes
+    if isinstance(answer, BaseModel):
+        return 4 * len(answer.model_dump_json())  # its objects are about so much larger than its text
     if isinstance(answer, dict):
         return sum(map(n_bytes, answer.values()))
     if isinstance(answer, list | tuple):

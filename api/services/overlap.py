@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from api.services.library import Counts, Library
+from api.services.library import Library
 from api.services.provenance import count_of, provenance
 from api.services.statistics import inclusion
 from schema.errors import InputError
-from schema.lookup import find_sources
+from schema.lookup import Source, Subject, find_sources
 from schema.records import Pool
 from schema.wire.questions import Matrix, OverlapAnswer
 
@@ -37,6 +37,11 @@ def overlap(
     check_threshold(min_samples)
     with library.home.database.reading() as session:
         subject = find_sources(session, sae, names, as_of)
+    key = ("overlap", *(source.pair for source in subject.sources), *subject.names, pool, min_samples, subject.snapshot)
+    return library.remembered(key, lambda: _matrices(library, subject, pool, min_samples))
+
+
+def _matrices(library: Library, subject: Subject, pool: Pool, min_samples: int) -> OverlapAnswer:
     counts = [library.counts(source.pair) for source in subject.sources]
     footprints = np.stack([c.footprint(pool, min_samples) for c in counts]).astype(np.float32)
     shared = (footprints @ footprints.T).astype(np.int64)
@@ -48,7 +53,7 @@ def overlap(
         overlap_min=_shares(shared, np.minimum(size[:, None], size[None, :])),
         jaccard=_shares(shared, size[:, None] + size[None, :] - shared),
         shared=shared.tolist(),
-        rarefied=_rarefied(counts, pool, min_samples, n),
+        rarefied=_rarefied(library, subject.sources, pool, min_samples, n),
         rarefied_n=n,
         min_samples=min_samples,
         d_sae=subject.sae.d_sae,
@@ -68,7 +73,17 @@ def _shares(shared: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Matrix:
     return [[None if np.isnan(value) else float(value) for value in row] for row in shares]
 
 
-def _rarefied(counts: Sequence[Counts], pool: Pool, min_samples: int, n: int) -> Matrix:
+def _rarefied(library: Library, sources: Sequence[Source], pool: Pool, min_samples: int, n: int) -> Matrix:
     """E|F(S_i) & F(S_j)| / E|F(S_i)| for independent random subsets of n samples each: sum of p_i p_j over sum of p_i."""
-    p = np.stack([inclusion(c.samples(pool), c.n_samples, n, min_samples) for c in counts])
+    p = np.stack([_inclusion(library, source, pool, min_samples, n) for source in sources])
     return _shares(p @ p.T, p.sum(axis=1)[:, None])
+
+
+def _inclusion(library: Library, source: Source, pool: Pool, min_samples: int, n: int) -> npt.NDArray[np.float64]:
+    """(d_sae,) P(n random samples of a dataset cover a feature)."""
+
+    def compute() -> npt.NDArray[np.float64]:
+        counts = library.counts(source.pair)
+        return inclusion(counts.samples(pool), counts.n_samples, n, min_samples)
+
+    return library.remembered(("inclusion", source.pair, pool, min_samples, n), compute)

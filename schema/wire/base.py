@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Pool = Literal["any", "last"]
+from schema.wire.frames import columns_of, rows_of, to_arrow, to_pandas
+from schema.words import Pool as Pool
+
 Item = TypeVar("Item")
 
 
 class Wire(BaseModel):
+    """Every shape. An answer can be had as a table: a row for each item of its `data`, or else one row of itself."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """What `to_arrow` and `to_pandas` make a table of."""
+        data = getattr(self, "data", None)
+        return rows_of(data if isinstance(data, list) else [self])
+
+    def to_arrow(self) -> Any:
+        """A `pyarrow.Table`."""
+        return to_arrow(self.to_rows(), columns_of(type(self)))
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame`."""
+        return to_pandas(self.to_rows(), columns_of(type(self)))
 
 
 class Page(Wire, Generic[Item]):

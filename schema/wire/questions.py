@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from schema.wire.base import Pool, Provenance, Wire
@@ -33,6 +35,18 @@ class OverlapAnswer(Wire):
     min_samples: int
     d_sae: int
     provenance: Provenance
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One row a pair: `dataset`, what of it `covered_by` covers, and the other measures."""
+        names = [d.name for d in self.datasets]
+        if len(set(names)) < len(names):
+            names = [f"{d.name}@{d.version}" for d in self.datasets]
+        measures = ("overlap", "overlap_min", "jaccard", "shared", "rarefied")
+        return [
+            {"dataset": a, "covered_by": b, **{measure: getattr(self, measure)[i][j] for measure in measures}}
+            for i, a in enumerate(names)
+            for j, b in enumerate(names)
+        ]
 
 
 class RedundancyItem(Wire):

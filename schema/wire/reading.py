@@ -21,7 +21,7 @@ class InspectRequest(Wire):
             "example": {"text": "Lily has three apples.", "saes": ["tinystories-3m/3-qwenscope-res-3k-l32"]}
         }
     )
-    text: str | None = Field(None, min_length=1, max_length=MOST_CHARS)
+    text: str | None = Field(None, min_length=1, max_length=MOST_CHARS, description="What to read")
     token_ids: list[int] | None = Field(None, min_length=1, max_length=MOST_IDS)
     sae: str | None = Field(None, max_length=256, description="May be left out where there is one SAE")
     saes: list[str] = Field(default_factory=list, max_length=128, description="Several at once")

@@ -12,6 +12,7 @@ from schema.errors import ScopebaseError
 from scopebase import __version__
 from scopebase.cli import (
     answers,
+    audit,
     catalog,
     contrast,
     database,
@@ -22,6 +23,7 @@ from scopebase.cli import (
     gap,
     import_,
     index,
+    key,
     label_makers,
     label_packs,
     label_search,
@@ -92,8 +94,10 @@ app.command("saes")(catalog.saes)
 app.command("datasets")(catalog.datasets)
 app.command("runs")(catalog.runs)
 app.command("serve")(serve.serve)
+app.command("audit")(audit.audit)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
+app.add_typer(key.app, name="key")
 app.add_typer(database.app, name="db")
 app.add_typer(evaluation.app, name="evaluation")
 app.add_typer(export.app, name="export")

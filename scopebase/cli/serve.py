@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated
+import math
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,10 +15,20 @@ from scopebase.cli.console import ERRORS
 from scopebase.cli.live import DeviceOption, SaeDirOption, load_live
 from scopebase.cli.options import Home, MeaningOption, settings
 
+if TYPE_CHECKING:
+    from api.services.rates import Rate
+    from schema.home import Home as OpenHome
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+SHARED_RATE = "100/s"
+_SIZE = re.compile(r"([1-9][0-9]*)(kB|MB|GB)")
+_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+
 
 def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+    auth: Annotated[bool, typer.Option("--auth", help="Ask for a key on this machine too.")] = False,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Listen beyond this machine although nobody is asked for a key.")
     ] = False,
@@ -30,32 +43,113 @@ def serve(
     sae_dir: SaeDirOption = None,
     device: DeviceOption = "auto",
     meaning: MeaningOption = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes that answer.")] = 1,
+    rate_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--rate-limit",
+            help="Requests of a key or address: 50/s, 600/m, none.  [default: 100/s beyond this machine, none on it]",
+            show_default=False,
+        ),
+    ] = None,
+    max_concurrent: Annotated[int, typer.Option("--max-concurrent", min=1, help="Requests at work at once.")] = 64,
+    max_body: Annotated[str, typer.Option("--max-body", help="Largest question.")] = "8MB",
+    max_upload: Annotated[str, typer.Option("--max-upload", help="Largest file to import.")] = "4GB",
+    time_limit: Annotated[float, typer.Option("--time-limit", min=0.1, help="Seconds until an answer begins.")] = 120,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            help="A name the service goes by; again for more.  [default: this machine's on this machine, else any]",
+            show_default=False,
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option("--allow-origin", help="A site whose pages may ask (CORS); again for more.", show_default=False),
+    ] = None,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="One line of JSON a request on standard error.")
+    ] = False,
     home: Home = None,
 ) -> None:
     """Serve the HTTP API; look-ups load no model."""
     import uvicorn
 
-    from api.app import create_app
+    from api.gate.access import Access
+    from api.services.rates import Rate
     from schema.home import open_home
-    from scopebase.meaning import SentenceModel
+    from scopebase.cli.worker import hand_over, prepare
 
-    if not _loopback(host) and not no_auth:
-        raise InputError(
-            f"--host {host} is reachable from other machines and nobody would be asked for a key; add --no-auth if that is meant"
-        )
-    found = open_home(settings(home))
-    live = load_live(found, model, sae_dir, device) if model is not None else None
-    app = create_app(found, live, SentenceModel(meaning) if meaning else None)
-    ERRORS.print(
-        f"Scopebase on http://{host}:{port}/v1 · questions at http://{host}:{port}/docs · Ctrl-C ends it", markup=False
+    if auth and no_auth:
+        raise InputError("--auth and --no-auth exclude each other; leave one out")
+    if model is not None and workers > 1:
+        raise InputError("with --model every process would load the model; leave out --workers")
+    local = is_loopback(host)
+    names = {name.lower() for name in (*(allow_host or ()), *LOCAL_NAMES, host)} if local or allow_host else set()
+    access = Access(
+        auth=auth or not (local or no_auth),
+        rate=_share(Rate.parse(rate_limit or ("none" if local else SHARED_RATE)), workers),
+        hosts=frozenset(names) or None,
+        origins=tuple(origin.rstrip("/") for origin in allow_origin or ()),
+        body_bytes=_size("--max-body", max_body),
+        upload_bytes=_size("--max-upload", max_upload),
+        seconds=time_limit,
+        concurrent=math.ceil(max_concurrent / workers),
+        log=log_requests,
     )
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+    where = settings(home)
+    found = open_home(where)
+    if access.auth:
+        _check_keys(found, host)
+    asks = "a key is asked for" if access.auth else "nobody is asked for a key"
+    listening = (
+        f"Scopebase on http://{host}:{port}/v1 · questions at http://{host}:{port}/docs · {asks} · Ctrl-C ends it"
+    )
+    options: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "access_log": False}
+    if workers == 1:
+        live = load_live(found, model, sae_dir, device) if model is not None else None
+        app = prepare(found, access, live, meaning)
+        ERRORS.print(listening, markup=False, soft_wrap=True)
+        uvicorn.run(app, timeout_graceful_shutdown=5, **options)
+    else:
+        found.close()
+        hand_over(access, where, meaning)
+        ERRORS.print(listening, markup=False, soft_wrap=True)
+        uvicorn.run("scopebase.cli.worker:make", factory=True, workers=workers, timeout_graceful_shutdown=5, **options)
 
 
-def _loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_keys(home: OpenHome, host: str) -> None:
+    """A service that asks for a key nobody has would answer nobody."""
+    from schema.keys import list_keys, state_of
+
+    with home.database.reading() as session:
+        if any(state_of(key) == "live" for key in list_keys(session)):
+            return
+    if is_loopback(host):
+        raise InputError("--auth asks for a key and this home has none; make one with 'scopebase key create NAME'")
+    raise InputError(
+        f"--host {host} is reachable from other machines and this home has no key to ask for; "
+        "make one with 'scopebase key create NAME', or add --no-auth if that is meant"
+    )
+
+
+def _share(rate: Rate | None, workers: int) -> Rate | None:
+    """Each process counts for itself, and requests spread over them."""
+    return None if rate is None else replace(rate, quota=math.ceil(rate.quota / workers))
+
+
+def _size(option: str, text: str) -> int:
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise InputError(f"{option} {text!r}: a size such as 500kB, 8MB or 4GB")
+    return int(found[1]) * _BYTES[found[2]]

@@ -19,9 +19,15 @@ from pathlib import Path
 import torch
 
 import scopebase  # noqa: F401
-from tests.speed import indexing, memory, service, storage
+from tests.speed import indexing, load, memory, service, storage
 
-PARTS = {"indexing": indexing.measure, "storage": storage.measure, "service": service.measure, "memory": memory.measure}
+PARTS = {
+    "indexing": indexing.measure,
+    "storage": storage.measure,
+    "service": service.measure,
+    "load": load.measure,
+    "memory": memory.measure,
+}
 
 
 def main() -> None:

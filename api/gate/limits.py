@@ -1,0 +1,104 @@
+"""How large, how long, how many at once: keeps one request from taking the service away from the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.gate.access import OPEN, Access
+from api.gate.messages import headers_of, is_upload
+from api.problems import problem
+from api.services.deadline import allow, too_slow
+
+LOG = logging.getLogger("scopebase.requests")
+
+
+class Limits:
+    """Innermost: what comes through here is worked on."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app, self.access = app, access
+        self._at_work: set[asyncio.Task[Any]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self.app(scope, receive, send)
+            return
+        headers = headers_of(scope)
+        upload = is_upload(headers)
+        most = self.access.upload_bytes if upload else self.access.body_bytes
+        declared = headers.get("content-length", "")
+        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > self.access.target_bytes:
+            answer = problem(
+                414, f"the address is longer than {self.access.target_bytes:,} bytes; ask for less at once"
+            )
+        elif declared.isdigit() and int(declared) > most:
+            answer = problem(413, _too_large(most, upload))
+        elif len(self._at_work) >= self.access.concurrent:
+            answer = problem(503, f"{len(self._at_work)} requests are at work; try again", headers={"retry-after": "1"})
+        else:
+            await self._work(scope, _counted(receive, most, upload), send, None if upload else self.access.seconds)
+            return
+        await answer(scope, receive, send)
+
+    async def _work(self, scope: Scope, receive: Receive, send: Send, seconds: float | None) -> None:
+        """Answers that the time is up while a thread may still be at it: it stops at its next block, and counts until then."""
+        begun = given_up = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            if not given_up:
+                begun = True
+                await send(message)
+
+        async def work() -> None:
+            if seconds is not None:
+                allow(seconds)
+            await self.app(scope, receive, sending)
+
+        task = asyncio.ensure_future(work())
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+        try:
+            await asyncio.wait({task}, timeout=seconds)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not task.done() and not begun and seconds is not None:
+            given_up = True
+            task.cancel()
+            task.add_done_callback(_said_nothing)
+            error = too_slow(seconds)
+            await problem(error.http_status, str(error))(scope, receive, send)
+        else:
+            await task
+
+
+def _counted(receive: Receive, most: int, upload: bool) -> Receive:
+    """Stops a body that says no length, or a wrong one, where it becomes too large."""
+    read = 0
+
+    async def receiving() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > most:
+            raise HTTPException(413, _too_large(most, upload))
+        return message
+
+    return receiving
+
+
+def _too_large(most: int, upload: bool) -> str:
+    kind, option = ("an upload", "--max-upload") if upload else ("a question", "--max-body")
+    return f"the body is larger than {most:,} bytes, the most that {kind} may be ({option}); send it in parts"
+
+
+def _said_nothing(task: asyncio.Task[None]) -> None:
+    """What became of a request that was given up is nobody's answer, but not nobody's business."""
+    if not task.cancelled() and task.exception() is not None:
+        LOG.warning("a request that was given up ended with: %s", task.exception())

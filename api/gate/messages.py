@@ -1,0 +1,24 @@
+"""Reading what a request says of itself, before anything else looks at it."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def headers_of(scope: Scope) -> Headers:
+    return Headers(scope=scope)
+
+
+def address_of(scope: Scope) -> str:
+    """Where the request comes from; behind a trusted proxy uvicorn has put the client's address here."""
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
+
+
+def is_upload(headers: Headers) -> bool:
+    """A body that is not JSON: a pack, a table, a form."""
+    kind = headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    return kind != "application/json"

@@ -1,0 +1,63 @@
+"""One process of a service: `scopebase serve` itself, or one of several that it starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+
+from schema.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from api.gate.access import Access
+    from schema.home import Home
+    from schema.live import LiveModel
+
+ACCESS = "SCOPEBASE_SERVE_ACCESS"
+"""Between `serve` and its processes only: the rules, as JSON."""
+MEANING = "SCOPEBASE_SERVE_MEANING"
+SWITCH_SECONDS = 0.0005
+"""How long one thread may keep the others waiting for the interpreter. Python's own 5 ms makes a short question wait for long ones."""
+
+
+def hand_over(access: Access, settings: Settings, meaning: str | None) -> None:
+    """Leaves for the processes what they are to serve."""
+    from api.gate.access import Access
+
+    os.environ[ACCESS] = TypeAdapter(Access).dump_json(access).decode()
+    os.environ[MEANING] = meaning or ""
+    os.environ["SCOPEBASE_HOME"] = str(settings.home)
+
+
+def make() -> FastAPI:
+    """The application of one process of several."""
+    from api.gate.access import Access
+    from schema.home import open_home
+
+    access = TypeAdapter(Access).validate_json(os.environ[ACCESS])
+    return prepare(open_home(Settings.read()), access, meaning=os.environ[MEANING] or None)
+
+
+def prepare(home: Home, access: Access, live: LiveModel | None = None, meaning: str | None = None) -> FastAPI:
+    """The application, and this process made ready for it."""
+    from api.app import create_app
+    from scopebase.meaning import SentenceModel
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    if access.log:
+        _log_to_standard_error()
+    return create_app(home, live, SentenceModel(meaning) if meaning else None, access)
+
+
+def _log_to_standard_error() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("scopebase.requests")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False

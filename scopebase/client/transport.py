@@ -1,0 +1,158 @@
+"""One request: sent, tried again where that is right, and its refusal raised as the error that the service raised."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from schema.errors import (
+    Conflict,
+    Forbidden,
+    InputError,
+    NotFound,
+    ScopebaseError,
+    TooLarge,
+    TooMany,
+    Unauthorized,
+    WorkFailed,
+)
+from schema.wire.base import Problem
+
+Answer = TypeVar("Answer", bound=BaseModel)
+LONGEST_WAIT = 60.0
+"""Seconds; a service that asks for more is believed to mean it, and its answer is raised."""
+ERRORS: dict[int, type[ScopebaseError]] = {
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    413: TooLarge,
+    429: TooMany,
+}
+
+
+class NobodyThere(WorkFailed):
+    """No service listens at the address, or not yet."""
+
+
+class Transport:
+    """Requests to one service."""
+
+    def __init__(self, http: httpx.Client, retries: int) -> None:
+        self.http, self.retries = http, retries
+
+    def ask(self, method: str, path: str, shape: type[Answer], **request: Any) -> Answer:
+        """A JSON answer as its type. What a newer service says besides is left out."""
+        response = self.send(method, path, **request)
+        try:
+            return shape.model_validate_json(response.content, extra="ignore")
+        except ValidationError as error:
+            raise WorkFailed(
+                f"{response.url} answered what this client does not understand ({error.error_count()} faults); "
+                "upgrade it with: pip install -U scopebase"
+            ) from error
+
+    def send(
+        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, again: bool = True, **request: Any
+    ) -> httpx.Response:
+        """The response to a request that was not refused.
+
+        Args:
+            again: whether the request can be sent a second time; a file's content cannot.
+
+        Raises:
+            ScopebaseError: what the service raised, with its sentence; WorkFailed where none answers.
+        """
+        retries = self.retries if again else 0
+        for attempt in range(retries + 1):
+            try:
+                with self._in_words():
+                    response = self.http.request(method, path, params=_given(params), **request)
+            except NobodyThere:
+                if attempt == retries:
+                    raise
+                time.sleep(_pause(attempt))
+                continue
+            wait = _asked_to_wait(response)
+            if response.is_success:
+                return response
+            if attempt == retries or wait is None or wait > LONGEST_WAIT:
+                raise refusal(response)
+            time.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def save(
+        self, method: str, path: str, to: Path, *, params: Mapping[str, Any] | None = None, **request: Any
+    ) -> Path:
+        """A response of any size, into a file, which is only there once it is whole.
+
+        Raises:
+            ScopebaseError: as `send`.
+        """
+        part = to.with_name(f"{to.name}.part")
+        with self._in_words(), self.http.stream(method, path, params=_given(params), **request) as response:
+            if not response.is_success:
+                response.read()
+                raise refusal(response)
+            with part.open("wb") as file:
+                for piece in response.iter_bytes():
+                    file.write(piece)
+        return part.replace(to)
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """What can go wrong on the way, as sentences."""
+        where = self.http.base_url
+        try:
+            yield
+        except httpx.ConnectError as error:
+            raise NobodyThere(f"nobody answers at {where}: {error}") from error
+        except httpx.TimeoutException as error:
+            raise WorkFailed(
+                f"no answer from {where} in time; ask for less, or give Client(timeout=...) more"
+            ) from error
+        except httpx.HTTPError as error:
+            raise WorkFailed(f"the answer of {where} broke off: {error}") from error
+
+
+def refusal(response: httpx.Response) -> ScopebaseError:
+    """The error that a refused request stands for."""
+    status = response.status_code
+    try:
+        detail = Problem.model_validate_json(response.content, extra="ignore").detail
+    except ValidationError:
+        return WorkFailed(
+            f"{response.url.copy_with(query=None)} answered {status} {response.reason_phrase} without saying why; "
+            "is a Scopebase service there?"
+        )
+    return ERRORS.get(status, InputError if status < 500 else WorkFailed)(detail)
+
+
+def _asked_to_wait(response: httpx.Response) -> float | None:
+    """Seconds after which the service wants to be asked again; None where it does not."""
+    text = response.headers.get("retry-after")
+    if response.status_code not in (429, 503) or text is None:
+        return None
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _pause(attempt: int) -> float:
+    """Longer each time, and not for all clients the same."""
+    return min(5.0, 0.25 * 2.0**attempt) * random.uniform(0.5, 1.0)
+
+
+def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (params or {}).items() if value is not None}

@@ -38,7 +38,7 @@ from api.routes import (
     rules,
     suite,
 )
-from api.services.keyring import Keyring
+from api.services.access.keyring import Keyring
 from api.services.library import Library
 from schema.errors import ScopebaseError
 from schema.home import Home

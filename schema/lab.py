@@ -52,7 +52,7 @@ class Label(Base):
 
 class LabelEvent(Base):
     """One change of a label, with the changed fields before and after. Written under `writing(alone=True)` only, so that ids are
-    in the order of the commits: `api.services.label_index` counts on it."""
+    in the order of the commits: `api.services.labels.search_index` counts on it."""
 
     __tablename__ = "label_events"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from api.services.asking import Messages
-from api.services.explaining import Spent
+from api.services.labels.asking import Messages
+from api.services.labels.explaining import Spent
 from schema.errors import InputError, WorkFailed
 
 TRIES = 6
@@ -28,7 +28,7 @@ class Budget:
 
 
 class Endpoint:
-    """`api.services.explaining.Chat` over HTTP."""
+    """`api.services.labels.explaining.Chat` over HTTP."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from api.services.rates import Rate
+from api.services.access.rates import Rate
 
 OPEN = frozenset({"/v1/health", "/v1/ready"})
 """Asked by machines that watch the service; never limited and never asked for a key."""

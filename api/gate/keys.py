@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.gate.access import Access, is_open
 from api.gate.messages import address_of, headers_of
 from api.problems import problem
-from api.services.keyring import Holder, Keyring
-from api.services.rates import Buckets, Rate, Share
+from api.services.access.keyring import Holder, Keyring
+from api.services.access.rates import Buckets, Rate, Share
 from schema.errors import ScopebaseError, Unauthorized
 
 MISSING = "a key is needed: send 'Authorization: Bearer <key>' or 'x-api-key: <key>'"

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.deps import Books, Cursor, Limit, needs
-from api.services.audit import entries
+from api.services.access.audit import entries
 from schema.wire.access import AuditItem
 from schema.wire.base import Page
 

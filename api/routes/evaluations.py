@@ -20,11 +20,11 @@ from api.deps import (
     needs,
 )
 from api.routes.suite import Budget, Coverage, WeightsParam
-from api.services.evaluations import import_scores, list_evaluations, remove_evaluation
-from api.services.failures import MOST_SAMPLES, Direction, Order, failures
-from api.services.performance import performance_redundancy, performance_similarity
-from api.services.preservation import rank_preservation
-from api.services.score_files import parse_rows
+from api.services.evaluations.failures import MOST_SAMPLES, Direction, Order, failures
+from api.services.evaluations.files import parse_rows
+from api.services.evaluations.performance import performance_redundancy, performance_similarity
+from api.services.evaluations.preservation import rank_preservation
+from api.services.evaluations.results import import_scores, list_evaluations, remove_evaluation
 from schema.wire.base import Page
 from schema.wire.evaluations import (
     EvaluationItem,

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query
 
 from api.deps import AsOf, Books, Cursor, DatasetName, Limit, PoolParam
-from api.services.dossier import dossier, feature_profiles, feature_samples
-from api.services.match import match
-from api.services.neighbours import Question, neighbours
+from api.services.features.dossier import dossier, feature_profiles, feature_samples
+from api.services.features.match import match
+from api.services.features.neighbours import Question, neighbours
 from schema.wire.features import (
     Dossier,
     FeatureSamplesAnswer,

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
 
 from api.deps import Books
-from api.services.gap_formats import ndjson, parquet
-from api.services.gaps import coverage_gap, find_gap, stream, summary
+from api.services.gaps.formats import ndjson, parquet
+from api.services.gaps.gap import coverage_gap, find_gap, stream, summary
 from schema.wire.gaps import CoverageGapAnswer, CoverageGapQuestion
 
 router = APIRouter(tags=["questions"])

@@ -12,8 +12,8 @@ from fastapi.responses import StreamingResponse
 
 from api.deps import Actor, Books, needs
 from api.routes.labels import Which
-from api.services.label_export import export
-from api.services.label_import import import_labels
+from api.services.labels.export import export
+from api.services.labels.importing import import_labels
 from schema.wire.labels import ImportReport, PackFormat, Policy
 
 router = APIRouter(tags=["labels"])

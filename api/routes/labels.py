@@ -8,9 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query
 
 from api.deps import Actor, Books, Cursor, Limit, needs
-from api.services import label_talk, labels
-from api.services.label_features import find_features
-from api.services.labels import Filter
+from api.services.labels import book, talk
+from api.services.labels.book import Filter
+from api.services.labels.features import find_features
 from schema.wire.base import Page
 from schema.wire.labels import (
     CommentItem,
@@ -48,61 +48,61 @@ Which = Annotated[Filter, Depends(which_labels)]
 @router.get("/labels", summary="Labels, newest first")
 def get_labels(library: Books, which: Which, limit: Limit = 50, cursor: Cursor = None) -> Page[LabelItem]:
     """Every condition narrows; without any, all labels of the home."""
-    return labels.list_labels(library, which, limit, cursor)
+    return book.list_labels(library, which, limit, cursor)
 
 
 @router.post("/labels", summary="Make a label", status_code=201, dependencies=[needs("label")])
 def post_label(library: Books, new: NewLabel, actor: Actor) -> LabelItem:
     """Its author is who asks. Refused with 409 where it speaks of other tensors than the SAE has here."""
-    return labels.create(library, new, actor)
+    return book.create(library, new, actor)
 
 
 @router.get("/labels/{label}", summary="A label")
 def get_label(library: Books, label: Label) -> LabelItem:
     """With its provenance."""
-    return labels.get(library, label)
+    return book.get(library, label)
 
 
 @router.patch("/labels/{label}", summary="Change a label", dependencies=[needs("label")])
 def patch_label(library: Books, label: Label, wanted: LabelChange, actor: Actor) -> LabelItem:
     """Name the version that you saw: 409 where somebody was quicker."""
-    return labels.change(library, label, wanted, actor)
+    return book.change(library, label, wanted, actor)
 
 
 @router.delete("/labels/{label}", summary="Delete a label", dependencies=[needs("label")])
 def delete_label(library: Books, label: Label, actor: Actor, version: Version = None) -> LabelItem:
     """It is kept, and `undo` brings it back."""
-    return labels.delete(library, label, actor, version)
+    return book.delete(library, label, actor, version)
 
 
 @router.post("/labels/{label}/votes", summary="Vote on a label", dependencies=[needs("label")])
 def post_vote(library: Books, label: Label, vote: NewVote, actor: Actor) -> LabelItem:
     """One vote each; a second one replaces the first, 0 takes it back."""
-    return label_talk.vote(library, label, actor, vote.value)
+    return talk.vote(library, label, actor, vote.value)
 
 
 @router.get("/labels/{label}/comments", summary="Comments on a label")
 def get_comments(library: Books, label: Label, limit: Limit = 50, cursor: Cursor = None) -> Page[CommentItem]:
     """Oldest first."""
-    return label_talk.comments(library, label, limit, cursor)
+    return talk.comments(library, label, limit, cursor)
 
 
 @router.post("/labels/{label}/comments", summary="Comment on a label", status_code=201, dependencies=[needs("label")])
 def post_comment(library: Books, label: Label, comment: NewComment, actor: Actor) -> CommentItem:
     """Its author is who asks."""
-    return label_talk.comment(library, label, actor, comment.text)
+    return talk.comment(library, label, actor, comment.text)
 
 
 @router.get("/labels/{label}/history", summary="Every change of a label")
 def get_history(library: Books, label: Label, limit: Limit = 50, cursor: Cursor = None) -> Page[LabelEventItem]:
     """Newest first, with what each changed; of deleted labels too."""
-    return label_talk.history(library, label, limit, cursor)
+    return talk.history(library, label, limit, cursor)
 
 
 @router.post("/labels/{label}/undo", summary="Take the last change back", dependencies=[needs("label")])
 def post_undo(library: Books, label: Label, actor: Actor, version: Version = None) -> LabelItem:
     """A deletion too. Asked again, the one before it."""
-    return label_talk.undo(library, label, actor, version)
+    return talk.undo(library, label, actor, version)
 
 
 @router.post("/features/search", summary="Features by what their labels say")

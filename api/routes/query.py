@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from api.deps import Books
-from api.services.query import query_features
+from api.services.query.query import query_features
 from schema.wire.query import FeatureQuery, FeatureQueryAnswer
 
 router = APIRouter(tags=["questions"])

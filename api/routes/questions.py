@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.deps import AsOf, Books, Cursor, DatasetName, DatasetNames, Limit, MinSamples, PoolParam, SaeParam, TwoDatasets
-from api.services.diff import MOST_SAMPLES, diff
-from api.services.overlap import overlap
-from api.services.redundancy import redundancies
+from api.services.questions.diff import MOST_SAMPLES, diff
+from api.services.questions.overlap import overlap
+from api.services.questions.redundancy import redundancies
 from schema.records import Sort
 from schema.wire.questions import DiffAnswer, OverlapAnswer, RedundancyAnswer
 

@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 
 from api.deps import AsOf, Books, Live
-from api.services.contrast import contrast
-from api.services.reading import inspect
-from api.services.samples import stored_sample
+from api.services.features.contrast import contrast
+from api.services.features.reading import inspect
+from api.services.features.samples import stored_sample
 from schema.wire.base import Problem
 from schema.wire.contrast import ContrastAnswer, ContrastRequest
 from schema.wire.reading import InspectAnswer, InspectRequest, SampleAnswer

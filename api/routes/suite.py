@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.deps import AsOf, Books, DatasetName, MinSamples, PoolParam, SaeParam
-from api.services.subset import answer_of, select_subset
-from api.services.suite import advise
+from api.services.suite.advice import advise
+from api.services.suite.subset import answer_of, select_subset
 from schema.wire.suite import SubsetAnswer, SuiteAnswer, SuiteRequest, Weights
 
 router = APIRouter(tags=["suites"])

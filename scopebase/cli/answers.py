@@ -47,7 +47,7 @@ def overlap(
     json: Json = False,
 ) -> None:
     """Matrix of covered shares: how much of each dataset's footprint the others cover."""
-    from api.services.overlap import overlap as ask
+    from api.services.questions.overlap import overlap as ask
 
     with library(home) as books:
         answer = ask(books, sae, datasets, pool, min_samples, as_of)
@@ -74,7 +74,7 @@ def diff(
     json: Json = False,
 ) -> None:
     """Features that A covers and B does not, ranked, with the samples that prove each."""
-    from api.services.diff import diff as ask
+    from api.services.questions.diff import diff as ask
 
     with library(home) as books:
         answer = ask(books, sae, covered_by, not_covered_by, pool, min_samples, sort, limit, cursor, samples, as_of)
@@ -93,7 +93,7 @@ def redundancy(
     json: Json = False,
 ) -> None:
     """Feature redundancy of each dataset, beside the baselines it must beat."""
-    from api.services.redundancy import redundancies as ask
+    from api.services.questions.redundancy import redundancies as ask
 
     with library(home) as books:
         answer = ask(books, sae, datasets, pool, as_of)

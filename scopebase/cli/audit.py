@@ -35,7 +35,7 @@ def audit(
     json: Json = False,
 ) -> None:
     """The log of writes, newest first."""
-    from api.services.audit import entries
+    from api.services.access.audit import entries
 
     with library(home) as books, books.home.database.reading() as session:
         page = entries(session, actor, action, target, since, limit, cursor)

@@ -50,7 +50,7 @@ def contrast(
     json: Json = False,
 ) -> None:
     """Features that tell two sets of texts apart; loads the model for texts, and none for stored datasets."""
-    from api.services.contrast import contrast as ask
+    from api.services.features.contrast import contrast as ask
 
     sides: dict[str, Any] = {"positive": _texts(positive), "negative": _texts(negative)}
     if datasets is not None:

@@ -33,9 +33,9 @@ def demo(
         raise InputError(
             f"the demo needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
         ) from None
-    from api.services.diff import diff
     from api.services.library import Library
-    from api.services.overlap import overlap
+    from api.services.questions.diff import diff
+    from api.services.questions.overlap import overlap
     from schema.home import open_home
 
     begin = time.monotonic()

@@ -25,7 +25,7 @@ from scopebase.cli.scores import (
 from scopebase.cli.suite import CountOption, CoverageOption, WeightsOption
 
 if TYPE_CHECKING:
-    from api.services.score_files import ScoreFile
+    from api.services.evaluations.files import ScoreFile
 
 app = typer.Typer(help="Evaluation results: import them, and ask what features tell of them.", no_args_is_help=True)
 
@@ -56,8 +56,8 @@ def import_(
     json: Json = False,
 ) -> None:
     """Imports per-sample scores of an evaluated model; several files are parts of one evaluation."""
-    from api.services.evaluations import import_scores
-    from api.services.score_files import read_file
+    from api.services.evaluations.files import read_file
+    from api.services.evaluations.results import import_scores
 
     read = [read_file(path, metric) for path in files]
     name = evaluated or _named(read)
@@ -92,7 +92,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """Imported evaluations, oldest first."""
-    from api.services.evaluations import list_evaluations
+    from api.services.evaluations.results import list_evaluations
 
     with library(home) as books:
         page = list_evaluations(books, dataset, evaluated, metric, limit, cursor)
@@ -109,7 +109,7 @@ def remove(
     home: Home = None,
 ) -> None:
     """Removes an evaluation and its scores."""
-    from api.services.evaluations import remove_evaluation
+    from api.services.evaluations.results import remove_evaluation
 
     with library(home) as books:
         remove_evaluation(books, evaluation, author or getpass.getuser())
@@ -129,7 +129,7 @@ def redundancy(
     json: Json = False,
 ) -> None:
     """Does feature redundancy tell how early samples rank the models, and better than size does?"""
-    from api.services.performance import performance_redundancy
+    from api.services.evaluations.performance import performance_redundancy
 
     with library(home) as books:
         answer = performance_redundancy(books, sae, datasets, metric, pool, draws, seed, as_of)
@@ -155,7 +155,7 @@ def similarity(
     json: Json = False,
 ) -> None:
     """Do datasets that share features rank models alike?"""
-    from api.services.performance import performance_similarity
+    from api.services.evaluations.performance import performance_similarity
 
     with library(home) as books:
         answer = performance_similarity(books, sae, datasets, metric, control, pool, min_samples, seed, as_of)
@@ -185,7 +185,7 @@ def preservation(
     json: Json = False,
 ) -> None:
     """Does a subset of a dataset keep the order of the evaluated models?"""
-    from api.services.preservation import rank_preservation
+    from api.services.evaluations.preservation import rank_preservation
 
     request = PreservationRequest.model_construct(
         dataset=dataset,
@@ -245,7 +245,7 @@ def failures(
     json: Json = False,
 ) -> None:
     """Where a model fails: features whose samples it scores lower than the others."""
-    from api.services.failures import failures as ask
+    from api.services.evaluations.failures import failures as ask
 
     with library(home) as books:
         answer = ask(

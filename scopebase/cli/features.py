@@ -34,7 +34,7 @@ def feature(
     json: Json = False,
 ) -> None:
     """A feature's dossier: where it fires, on what, what it does, what is near it."""
-    from api.services.dossier import dossier as ask
+    from api.services.features.dossier import dossier as ask
 
     with library(home) as books:
         answer = ask(books, feature, pool, dataset or (), seed, as_of)
@@ -66,7 +66,7 @@ def match(
     json: Json = False,
 ) -> None:
     """How much of one SAE another one has: each feature's nearest direction on the other side, beside what chance gives."""
-    from api.services.match import match as ask
+    from api.services.features.match import match as ask
 
     with library(home) as books:
         answer = ask(books, a, b, threshold, features, sort, limit, cursor, seed)

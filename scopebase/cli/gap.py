@@ -102,7 +102,7 @@ def gap(
 
 
 def _answer(books: Library, question: CoverageGapQuestion, as_json: bool) -> None:
-    from api.services.gaps import coverage_gap
+    from api.services.gaps.gap import coverage_gap
 
     answer = coverage_gap(books, question)
     if as_json:
@@ -151,8 +151,8 @@ def read_features(path: str) -> dict[str, Any]:
 
 def _write(books: Library, question: CoverageGapQuestion, output: str) -> None:
     """The whole gap to a file, at once or not at all."""
-    from api.services.gap_formats import ndjson, parquet
-    from api.services.gaps import find_gap, stream, summary
+    from api.services.gaps.formats import ndjson, parquet
+    from api.services.gaps.gap import find_gap, stream, summary
 
     path, suffix = Path(output), Path(output).suffix
     if output != "-" and suffix not in (".jsonl", ".ndjson", ".parquet"):

@@ -19,7 +19,7 @@ MOST_FEATURES = 1 << 24
 
 def describe(sae: SaeOption = None, author: Author = None, home: Home = None, json: Json = False) -> None:
     """Label every feature that fires by its firing tokens, without a model. Run again after indexing more."""
-    from api.services.describing import store_descriptions
+    from api.services.labels.describing import store_descriptions
 
     with library(home) as books:
         report = store_descriptions(books, sae, author_of(author))
@@ -64,7 +64,7 @@ def explain(
     json: Json = False,
 ) -> int:
     """Label features by an explainer model behind a chat endpoint. Run again, it goes on; failures are not stored."""
-    from api.services.explaining import Plan, explain
+    from api.services.labels.explaining import Plan, explain
     from scopebase.chat import Budget, Endpoint
 
     wanted = parse_features(features)

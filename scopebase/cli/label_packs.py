@@ -48,13 +48,13 @@ def export(
     home: Home = None,
 ) -> None:
     """Write labels as a pack: JSONL, Parquet, or Neuronpedia's explanation rows."""
-    from api.services import label_export
-    from api.services.labels import Filter
+    from api.services.labels import export
+    from api.services.labels.book import Filter
 
     form = format or ("parquet" if to is not None and to.suffix == ".parquet" else "jsonl")
     which = Filter(sae, None, author, source, text, updated_since)
     with library(home) as books:
-        pieces = label_export.export(books, which, form, cursor)
+        pieces = export.export(books, which, form, cursor)
         if to is None:
             for piece in pieces:
                 sys.stdout.buffer.write(piece)
@@ -92,7 +92,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Take labels in from a pack: ours (JSONL, Parquet) or Neuronpedia's explanations. Run again, it goes on."""
-    from api.services.label_import import import_labels
+    from api.services.labels.importing import import_labels
 
     with library(home) as books, DrawnProgress().bar("labels") as bar:
         path = pack_path(pack)

@@ -26,7 +26,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Features by what their labels say."""
-    from api.services.label_features import find_features
+    from api.services.labels.features import find_features
     from schema.wire.labels import LabelSearch
 
     with library(home) as books, checked():
@@ -44,12 +44,12 @@ def search(
 
 def embed(meaning: MeaningOption = None, home: Home = None) -> None:
     """Give every label its vector for search by meaning; searches do it themselves for a few."""
-    from api.services import label_search
+    from api.services.labels import search
 
     with library(home) as books:
         with_meaning(books, meaning)
         with DrawnProgress().bar("labels read by the sentence model") as bar:
-            n = label_search.embed(books, bar.advance)
+            n = search.embed(books, bar.advance)
     ERRORS.print(f"{n:,} changes of labels read")
 
 

@@ -82,7 +82,7 @@ def set_(
     json: Json = False,
 ) -> None:
     """Label a feature, or change a label."""
-    from api.services import labels
+    from api.services.labels import book
 
     given: dict[str, Any] = {"text": text, "score": score, "score_method": score_method, "licence": licence}
     given = {name: value for name, value in given.items() if value is not None}
@@ -90,11 +90,11 @@ def set_(
         if "/" in feature:
             if text is None:
                 raise InputError("say what the feature means: scopebase label set FEATURE 'TEXT'")
-            made = labels.create(books, NewLabel(feature=feature, **given), author_of(author))
+            made = book.create(books, NewLabel(feature=feature, **given), author_of(author))
         else:
             uid = full_id(books, feature)
-            seen = version or labels.get(books, uid).version
-            made = labels.change(books, uid, LabelChange(version=seen, **given), author_of(author))
+            seen = version or book.get(books, uid).version
+            made = book.change(books, uid, LabelChange(version=seen, **given), author_of(author))
     _show(made, json)
 
 
@@ -116,11 +116,11 @@ def list_(
     json: Json = False,
 ) -> None:
     """Labels, newest first."""
-    from api.services import labels
+    from api.services.labels import book
 
-    which = labels.Filter(sae, feature, author, source, text, updated_since, deleted)
+    which = book.Filter(sae, feature, author, source, text, updated_since, deleted)
     with library(home) as books:
-        page = labels.list_labels(books, which, limit, cursor)
+        page = book.list_labels(books, which, limit, cursor)
     if wants_json(json):
         print_json(page)
         return
@@ -134,11 +134,11 @@ def list_(
 @app.command("show")
 def show(label: Uid, home: Home = None, json: Json = False) -> None:
     """One label, with its provenance, comments and votes."""
-    from api.services import label_talk, labels
+    from api.services.labels import book, talk
 
     with library(home) as books:
-        item = labels.get(books, full_id(books, label))
-        said: Page[CommentItem] = label_talk.comments(books, item.id)
+        item = book.get(books, full_id(books, label))
+        said: Page[CommentItem] = talk.comments(books, item.id)
     _show(item, json)
     if not wants_json(json):
         for comment in said.data:
@@ -155,11 +155,11 @@ def vote(
     json: Json = False,
 ) -> None:
     """Vote for a label; one vote each, which may be changed."""
-    from api.services import label_talk
+    from api.services.labels import talk
 
     with library(home) as books:
         value = 0 if withdraw else -1 if down else 1
-        _show(label_talk.vote(books, full_id(books, label), author_of(author), value), json)
+        _show(talk.vote(books, full_id(books, label), author_of(author), value), json)
 
 
 @app.command("comment")
@@ -171,12 +171,12 @@ def comment(
     json: Json = False,
 ) -> None:
     """Say something about a label."""
-    from api.services import label_talk
+    from api.services.labels import talk
     from schema.wire.labels import NewComment
 
     with library(home) as books, checked():
         said = NewComment(text=text)
-        made = label_talk.comment(books, full_id(books, label), author_of(author), said.text)
+        made = talk.comment(books, full_id(books, label), author_of(author), said.text)
     if wants_json(json):
         print_json(made)
     else:
@@ -186,10 +186,10 @@ def comment(
 @app.command("history")
 def history(label: Uid, limit: Limit = 50, cursor: Cursor = None, home: Home = None, json: Json = False) -> None:
     """Every change of a label, newest first; of deleted labels too."""
-    from api.services import label_talk
+    from api.services.labels import talk
 
     with library(home) as books:
-        page: Page[LabelEventItem] = label_talk.history(books, full_id(books, label), limit, cursor)
+        page: Page[LabelEventItem] = talk.history(books, full_id(books, label), limit, cursor)
     if wants_json(json):
         print_json(page)
         return
@@ -205,24 +205,24 @@ def history(label: Uid, limit: Limit = 50, cursor: Cursor = None, home: Home = N
 @app.command("undo")
 def undo(label: Uid, author: Author = None, home: Home = None, json: Json = False) -> None:
     """Take a label's last change back, its deletion too; again, the one before."""
-    from api.services import label_talk
+    from api.services.labels import talk
 
     with library(home) as books:
-        _show(label_talk.undo(books, full_id(books, label), author_of(author)), json)
+        _show(talk.undo(books, full_id(books, label), author_of(author)), json)
 
 
 @app.command("remove")
 def remove(label: Uid, author: Author = None, home: Home = None, json: Json = False) -> None:
     """Delete a label; `scopebase label undo` brings it back."""
-    from api.services import labels
+    from api.services.labels import book
 
     with library(home) as books:
-        _show(labels.delete(books, full_id(books, label), author_of(author)), json)
+        _show(book.delete(books, full_id(books, label), author_of(author)), json)
 
 
 def full_id(books: Library, start: str) -> str:
     """The id of the one label that begins so."""
-    from api.services.labels import complete_id
+    from api.services.labels.book import complete_id
 
     return complete_id(books, start)
 

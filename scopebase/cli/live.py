@@ -59,7 +59,7 @@ def load_for(
     books: Library, names: Sequence[str], model: str | None, sae_dir: Sequence[str] | None, device: str
 ) -> Live:
     """The SAEs' model, up to the deepest block that they need."""
-    from api.services.reading import find_saes
+    from api.services.features.reading import find_saes
 
     with books.home.database.reading() as session:
         saes = find_saes(session, None, names)

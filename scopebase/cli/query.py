@@ -69,7 +69,7 @@ def query(
     json: Json = False,
 ) -> None:
     """Features that meet a condition: any and, or, not over datasets, slices, labels and comparisons."""
-    from api.services.query import query_features
+    from api.services.query.query import query_features
     from schema.wire.query import FeatureQuery
 
     body = {

@@ -45,7 +45,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Which features a text fires, token by token; loads the model."""
-    from api.services.reading import inspect as ask
+    from api.services.features.reading import inspect as ask
 
     asked: dict[str, Any] = {"text": text, "saes": sae or [], "features": feature or [], "top": top, "overall": overall}
     asked |= {"token_ids": _ids(token_ids), "mask": mask, "max_tokens": max_tokens}
@@ -68,7 +68,7 @@ def sample(
     json: Json = False,
 ) -> None:
     """Which features a stored sample fires, token by token; loads no model."""
-    from api.services.samples import stored_sample as ask
+    from api.services.features.samples import stored_sample as ask
 
     with library(home) as books:
         answer = ask(books, dataset, id_, sae or (), top, overall)

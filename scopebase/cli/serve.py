@@ -16,7 +16,7 @@ from scopebase.cli.live import DeviceOption, SaeDirOption, load_live
 from scopebase.cli.options import Home, MeaningOption, settings
 
 if TYPE_CHECKING:
-    from api.services.rates import Rate
+    from api.services.access.rates import Rate
     from schema.home import Home as OpenHome
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -77,7 +77,7 @@ def serve(
     import uvicorn
 
     from api.gate.access import Access
-    from api.services.rates import Rate
+    from api.services.access.rates import Rate
     from schema.home import open_home
     from scopebase.cli.worker import hand_over, prepare
 

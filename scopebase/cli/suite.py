@@ -18,7 +18,7 @@ from scopebase.cli.options import AsOfOption, Home, Json, MinSamplesOption, Pool
 
 if TYPE_CHECKING:
     from api.services.library import Library
-    from api.services.subset import Selection
+    from api.services.suite.subset import Selection
 
 BARS = 20
 IDS = 12
@@ -53,7 +53,7 @@ def subset(
     json: Json = False,
 ) -> None:
     """The smallest set of samples found that keeps a share of a dataset's footprint."""
-    from api.services.subset import answer_of, select_subset
+    from api.services.suite.subset import answer_of, select_subset
 
     with library(home) as books:
         chosen = select_subset(books, sae, dataset, coverage, pool, min_samples, weights, n, as_of)
@@ -79,7 +79,7 @@ def suite(
     json: Json = False,
 ) -> None:
     """Which datasets of a suite the others cover, and in what order to drop them."""
-    from api.services.suite import advise
+    from api.services.suite.advice import advise
 
     request = SuiteRequest.model_construct(
         datasets=datasets, sae=sae, pool=pool, min_samples=min_samples, low=low, as_of=as_of
@@ -94,7 +94,7 @@ def suite(
 
 def _write_rows(books: Library, chosen: Selection, out: Path) -> None:
     """The chosen rows as they came; the file is there as a whole or not at all."""
-    from api.services.subset import sample_records
+    from api.services.suite.subset import sample_records
 
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from api.services.gaps import find_gap, stream, summary
+from api.services.gaps.gap import find_gap, stream, summary
 from api.services.library import Library
 from schema.lookup import newest_snapshot
 from schema.wire.gaps import CoverageGapQuestion

@@ -26,8 +26,8 @@ from api.gate.access import Access
 from api.gate.hosts import name_of
 from api.problems import PROBLEM
 from api.services import deadline, keyring
-from api.services.keyring import Keyring
-from api.services.rates import MOST_BUCKETS, Buckets, Rate
+from api.services.access.keyring import Keyring
+from api.services.access.rates import MOST_BUCKETS, Buckets, Rate
 from schema.audit import audit
 from schema.errors import InputError, TooSlow, Unauthorized
 from schema.home import Home, open_home

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from api.services.cover import Fired, fewest, greedy, most, pruned
+from api.services.suite.cover import Fired, fewest, greedy, most, pruned
 
 N_FEATURES = 9
 samples = st.lists(st.sets(st.integers(0, N_FEATURES - 1)), min_size=1, max_size=7).filter(lambda rows: any(rows))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from api.services import evaluations as service
-from api.services.evaluations import import_scores, list_evaluations, read_panel, remove_evaluation
+from api.services.evaluations import results as service
+from api.services.evaluations.files import Scored, ScoreFile, parse_rows
+from api.services.evaluations.results import import_scores, list_evaluations, read_panel, remove_evaluation
 from api.services.library import Library
-from api.services.score_files import Scored, ScoreFile, parse_rows
 from schema.errors import Conflict, InputError, NotFound, WorkFailed
 from schema.home import open_home
 from schema.lab import AuditEntry

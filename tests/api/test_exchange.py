@@ -26,7 +26,7 @@ from api.services.exchange.incoming import Taking, take_in
 from api.services.exchange.plan import Plan, parse_features, plan
 from api.services.exchange.tensors import Spool, map_tensors, write_tensors
 from api.services.exchange.whole import Whole, find_whole
-from api.services.labels import create
+from api.services.labels.book import create
 from api.services.library import Library
 from api.services.neuronpedia.export import export_neuronpedia
 from api.services.neuronpedia.reading import read_explanations, read_features, source_folder

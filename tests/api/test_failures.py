@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from api.services.evaluations import import_scores
-from api.services.failures import failures
+from api.services.evaluations.failures import failures
+from api.services.evaluations.files import parse_rows
+from api.services.evaluations.results import import_scores
 from api.services.library import Library
-from api.services.score_files import parse_rows
 from schema.errors import InputError, NotFound
 from schema.home import open_home
 from schema.lab import Label

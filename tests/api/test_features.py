@@ -14,12 +14,12 @@ from fastapi.testclient import TestClient
 from scipy import stats
 
 from api.app import create_app
-from api.services import directions
-from api.services import dossier as dossiers
-from api.services.dossier import dossier, feature_profiles, feature_samples
+from api.services.features import directions
+from api.services.features import dossier as dossiers
+from api.services.features.dossier import dossier, feature_profiles, feature_samples
+from api.services.features.match import match
+from api.services.features.neighbours import Question, neighbours
 from api.services.library import Library
-from api.services.match import match
-from api.services.neighbours import Question, neighbours
 from schema.errors import Conflict, InputError, NotFound
 from schema.home import open_home
 from schema.settings import Settings
@@ -350,7 +350,7 @@ def test_what_cannot_be_matched(two_sets: Any, monkeypatch: pytest.MonkeyPatch) 
     library, _ = two_sets
     with pytest.raises(InputError, match="against itself says nothing"):
         match(library, SAE, SAE)
-    monkeypatch.setattr("api.services.match.MOST_WORK", 1e6)
+    monkeypatch.setattr("api.services.features.match.MOST_WORK", 1e6)
     with pytest.raises(
         InputError, match="features=2048: too much work for one question on these SAEs; at most about 30"
     ):

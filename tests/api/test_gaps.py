@@ -16,8 +16,8 @@ from fastapi.testclient import TestClient
 from scipy import stats
 
 from api.app import create_app
-from api.services.gaps import coverage_gap
-from api.services.labels import create
+from api.services.gaps.gap import coverage_gap
+from api.services.labels.book import create
 from api.services.library import Library
 from schema.errors import InputError, NotFound
 from schema.home import open_home
@@ -270,7 +270,7 @@ BODY = {
 
 
 def test_streams_hold_what_the_pages_hold(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.services.gaps.CHUNK", 5)
+    monkeypatch.setattr("api.services.gaps.gap.CHUNK", 5)
     answer = client.post("/v1/coverage-gaps", json={**BODY, "limit": 1000}).json()
     assert answer["total"] == len(answer["data"]) > 10
     assert answer["next_cursor"] is None

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.services import asking, labels
-from api.services.describer import TOP, describe
-from api.services.describing import store_descriptions
-from api.services.explaining import Plan, explain
-from api.services.labels import Filter
+from api.services.labels import asking, book
+from api.services.labels.book import Filter
+from api.services.labels.describer import TOP, describe
+from api.services.labels.describing import store_descriptions
+from api.services.labels.explaining import Plan, explain
 from api.services.library import Library
 from schema.errors import InputError
 from schema.home import open_home
@@ -117,7 +117,7 @@ def test_one_or_all_features_are_described_alike(library: Library, monkeypatch: 
     whole = describe(library, sae)
     some = sorted(whole)[::17]
     assert describe(library, sae, some) == {feature: whole[feature] for feature in some}
-    monkeypatch.setattr("api.services.describer.BLOCK", 3)
+    monkeypatch.setattr("api.services.labels.describer.BLOCK", 3)
     assert describe(library, sae) == whole
     assert describe(library, sae, []) == {}
 
@@ -128,11 +128,11 @@ def test_descriptions_are_stored_once_and_give_way_to_people(own: Library) -> No
     assert report.described + report.never_firing == 256
     again = store_descriptions(own, SAE, "ann")
     assert (again.described, again.written) == (report.described, 0)
-    one = labels.list_labels(own, Filter(sae=SAE, source="describer"), 1).data[0]
+    one = book.list_labels(own, Filter(sae=SAE, source="describer"), 1).data[0]
     assert (one.author, one.source, one.origin) == ("scopebase", "describer", [])
-    labels.delete(own, one.id, "ann")
+    book.delete(own, one.id, "ann")
     store_descriptions(own, SAE, "ann")
-    assert len(labels.list_labels(own, Filter(feature=one.feature)).data) == 0
+    assert len(book.list_labels(own, Filter(feature=one.feature)).data) == 0
 
 
 # --- the explainer
@@ -209,7 +209,7 @@ def test_labels_come_with_what_they_were_made_from(own: Library, serve: Any) -> 
     assert (report.requests, report.tokens, report.left, report.stopped) == (3, 300, 0, None)
     assert handler.keys == ["Bearer sk-secret"] * 3
     assert handler.asked[0]["model"] == "explainer-1"
-    item = labels.get(own, report.data[0].id)
+    item = book.get(own, report.data[0].id)
     assert (item.source, item.explainer, item.method, item.author) == ("model", "explainer-1", asking.METHOD, "ann")
     assert item.prompt == handler.asked[0]["messages"][1]["content"]
     assert item.examples is not None
@@ -241,7 +241,7 @@ def test_a_failure_is_reported_never_stored_and_asked_again(own: Library, serve:
     assert (len(report.data), len(report.failed), report.left) == (1, 2, 0)
     assert report.failed[0].feature == f"{SAE}/{features[1]}"
     assert report.failed[0].reason == "no answer in 6 tries, the last: status 503"
-    assert len(labels.list_labels(own, Filter(source="model")).data) == 1
+    assert len(book.list_labels(own, Filter(source="model")).data) == 1
     healthy.set()
     report = explain(own, SAE, features, chat(url), "ann")
     assert (len(report.data), report.skipped, report.failed) == (2, 1, [])
@@ -253,7 +253,7 @@ def test_an_answer_that_is_no_label_is_a_failure(own: Library, serve: Any, answe
     url, _ = serve(lambda i, body: said(answer))
     report = explain(own, SAE, live(own, 1), chat(url), "ann")
     assert (report.data, len(report.failed)) == ([], 1)
-    assert labels.list_labels(own, Filter(source="model")).data == []
+    assert book.list_labels(own, Filter(source="model")).data == []
 
 
 def test_an_endpoint_that_is_down_ends_the_work(own: Library, serve: Any) -> None:
@@ -326,7 +326,7 @@ def _n_firing(own: Library, feature: int) -> int:
 
 
 def _pairs(own: Library) -> list[int]:
-    from api.services.describer import sources_of
+    from api.services.labels.describer import sources_of
 
     with own.home.database.reading() as session:
         return [source.pair for source in sources_of(session, find_sae(session, SAE))]
@@ -334,8 +334,8 @@ def _pairs(own: Library) -> list[int]:
 
 def _texts_that_fire(own: Library, feature: int) -> set[str]:
     """By the stored postings."""
-    from api.services.describer import sources_of
     from api.services.firing import postings
+    from api.services.labels.describer import sources_of
     from schema.lookup import segments_of
 
     found = set()

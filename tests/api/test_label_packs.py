@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from api.services import label_import, label_talk, labels
-from api.services.label_export import export
-from api.services.label_import import import_labels
-from api.services.label_search import search
-from api.services.labels import Filter
+from api.services.labels import book, importing, talk
+from api.services.labels.book import Filter
+from api.services.labels.export import export
+from api.services.labels.importing import import_labels
+from api.services.labels.search import search
 from api.services.library import Library
 from schema.errors import Conflict, InputError, NotFound
 from schema.wire.labels import ImportReport, LabelChange, LabelItem, NewLabel
@@ -35,11 +35,11 @@ def labs(tmp_path: Path) -> Iterator[list[Library]]:
 
 
 def add(lab: Library, text: str, feature: int = 1, **more: Any) -> LabelItem:
-    return labels.create(lab, NewLabel(feature=f"m/3-tiny/{feature}", text=text, **more), "ann")
+    return book.create(lab, NewLabel(feature=f"m/3-tiny/{feature}", text=text, **more), "ann")
 
 
 def every(lab: Library) -> dict[str, LabelItem]:
-    return {label.id: label for label in labels.list_labels(lab, Filter(), 1000).data}
+    return {label.id: label for label in book.list_labels(lab, Filter(), 1000).data}
 
 
 def texts(lab: Library) -> list[str]:
@@ -118,7 +118,7 @@ def test_rounds_of_exchange_make_no_duplicates(
             made.add(add(lab, f"text {k}", k).id)
         elif action == "edit" and every(lab):
             label = sorted(every(lab).values(), key=lambda label: label.id)[k % len(every(lab))]
-            labels.change(lab, label.id, LabelChange(version=label.version, text=f"edited {k}"), "cyd")
+            book.change(lab, label.id, LabelChange(version=label.version, text=f"edited {k}"), "cyd")
         elif action == "send" and i != j:
             send(lab, labs[j], tmp_path, policy)
     for _ in range(3):
@@ -137,9 +137,9 @@ def diverged(labs: list[Library], folder: Path) -> LabelItem:
     """A label that both labs edited, b twice."""
     label = add(labs[0], "apples")
     send(labs[0], labs[1], folder)
-    labels.change(labs[0], label.id, LabelChange(version=1, text="apples, by a"), "ann")
-    labels.change(labs[1], label.id, LabelChange(version=1, text="apples by b"), "bob")
-    labels.change(labs[1], label.id, LabelChange(version=2, text="apples, by b"), "bob")
+    book.change(labs[0], label.id, LabelChange(version=1, text="apples, by a"), "ann")
+    book.change(labs[1], label.id, LabelChange(version=1, text="apples by b"), "bob")
+    book.change(labs[1], label.id, LabelChange(version=2, text="apples, by b"), "bob")
     return label
 
 
@@ -172,7 +172,7 @@ def test_an_old_pack_does_not_undo_newer_words(labs: list[Library], tmp_path: Pa
     a = labs[0]
     label = add(a, "first")
     old = pack(a, tmp_path)
-    labels.change(a, label.id, LabelChange(version=1, text="second"), "ann")
+    book.change(a, label.id, LabelChange(version=1, text="second"), "ann")
     report = import_labels(a, old, "bob", policy="update")
     assert (report.kept, report.conflicts[0].done, texts(a)) == (1, "kept", ["second"])
 
@@ -187,8 +187,8 @@ def test_no_pack_moves_a_label_to_another_feature(labs: list[Library], tmp_path:
 def test_an_update_can_be_undone_and_a_deletion_stays(labs: list[Library], tmp_path: Path) -> None:
     label = diverged(labs, tmp_path)
     send(labs[1], labs[0], tmp_path, "update")
-    assert label_talk.undo(labs[0], label.id, "ann").text == "apples, by a"
-    labels.delete(labs[0], label.id, "ann")
+    assert talk.undo(labs[0], label.id, "ann").text == "apples, by a"
+    book.delete(labs[0], label.id, "ann")
     report = send(labs[1], labs[0], tmp_path, "update")
     assert (report.kept, report.conflicts[0].deleted_here, texts(labs[0])) == (1, True, [])
 
@@ -256,7 +256,7 @@ def test_a_pack_by_hand_needs_little(labs: list[Library], tmp_path: Path) -> Non
 
 
 def test_an_interrupted_import_goes_on(labs: list[Library], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_import, "BATCH", 4)
+    monkeypatch.setattr(importing, "BATCH", 4)
     rows = write(tmp_path, *({**GOOD, "index": i} for i in range(10)))
     done: list[int] = []
 
@@ -283,7 +283,7 @@ def test_an_id_twice_in_a_pack_is_a_conflict_like_any_other(labs: list[Library],
 def test_an_export_goes_on_behind_the_last_label_received(
     labs: list[Library], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.services.label_export.PAGE", 3)
+    monkeypatch.setattr("api.services.labels.export.PAGE", 3)
     a, b, _ = labs
     for i in range(10):
         add(a, f"text {i}", i)
@@ -300,7 +300,7 @@ def test_an_export_goes_on_behind_the_last_label_received(
 
 def test_filters_hold_for_packs(labs: list[Library], tmp_path: Path) -> None:
     a, b, _ = labs
-    add(a, "apples"), labels.create(a, NewLabel(feature="m/4-tiny/2", text="pears"), "ann")
+    add(a, "apples"), book.create(a, NewLabel(feature="m/4-tiny/2", text="pears"), "ann")
     import_labels(b, pack(a, tmp_path, sae="m/4-tiny"), "bob")
     assert texts(b) == ["pears"]
 

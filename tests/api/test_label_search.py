@@ -13,9 +13,9 @@ import lance
 import numpy as np
 import pytest
 
-from api.services import label_index, label_talk, labels
-from api.services.label_features import find_features
-from api.services.label_search import embed, search
+from api.services.labels import book, search_index, talk
+from api.services.labels.features import find_features
+from api.services.labels.search import embed, search
 from api.services.library import Library
 from schema.errors import Conflict, InputError, NotFound
 from schema.tables import Sae
@@ -43,7 +43,7 @@ class Letters:
 
 
 def add(lab: Library, text: str, feature: int = 1, sae: str = "m/3-tiny") -> str:
-    return labels.create(lab, NewLabel(feature=f"{sae}/{feature}", text=text), "ann").id
+    return book.create(lab, NewLabel(feature=f"{sae}/{feature}", text=text), "ann").id
 
 
 def ids(lab: Library, text: str, sae: int | None = None, **more: object) -> list[str]:
@@ -83,12 +83,12 @@ def test_changes_deletions_and_undo_are_seen_at_once(lab: Library) -> None:
     label = add(lab, "coins")
     other = add(lab, "coins and moon")
     assert set(ids(lab, "coins")) == {label, other}
-    labels.change(lab, label, LabelChange(version=1, text="rivers"), "bob")
+    book.change(lab, label, LabelChange(version=1, text="rivers"), "bob")
     assert ids(lab, "coins") == [other]
     assert ids(lab, "river") == [label]
-    labels.delete(lab, label, "bob")
+    book.delete(lab, label, "bob")
     assert ids(lab, "river") == []
-    label_talk.undo(lab, label, "bob")
+    talk.undo(lab, label, "bob")
     assert ids(lab, "river") == [label]
 
 
@@ -96,10 +96,10 @@ def test_a_deleted_label_never_comes_up_even_where_the_table_still_has_it(
     lab: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label, edited = add(lab, "coins"), add(lab, "coins")
-    mark = label_index.catch_up(lab, label_index.texts())
-    labels.delete(lab, label, "ann")
-    labels.change(lab, edited, LabelChange(version=1, text="moon"), "ann")
-    monkeypatch.setattr("api.services.label_search.catch_up", lambda *_: mark)
+    mark = search_index.catch_up(lab, search_index.texts())
+    book.delete(lab, label, "ann")
+    book.change(lab, edited, LabelChange(version=1, text="moon"), "ann")
+    monkeypatch.setattr("api.services.labels.search.catch_up", lambda *_: mark)
     assert ids(lab, "coins") == []
 
 
@@ -113,7 +113,7 @@ def test_a_lost_table_is_made_again_and_rows_beyond_the_mark_go(lab: Library) ->
     made.append(add(lab, "coins", 6))
     stray = lance.dataset(lab.store.uri("label_texts")).to_table(filter="key = 5").to_pylist()[0] | {"key": 6}
     lance.write_dataset(
-        [stray], lab.store.uri("label_texts"), schema=label_index.schema_of("label_texts"), mode="append"
+        [stray], lab.store.uri("label_texts"), schema=search_index.schema_of("label_texts"), mode="append"
     )
     assert set(ids(lab, "coins")) == set(made)
     assert lance.dataset(lab.store.uri("label_texts")).count_rows("key = 6") == 1
@@ -142,9 +142,9 @@ def test_many_who_search_and_write_at_once_leave_one_row_a_label(lab: Library) -
 
 
 def test_the_index_keeps_up_with_many_changes(lab: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_index, "TAIL", 20)
-    monkeypatch.setattr(label_index, "MANY_VERSIONS", 10)
-    monkeypatch.setattr(label_index, "BATCH", 7)
+    monkeypatch.setattr(search_index, "TAIL", 20)
+    monkeypatch.setattr(search_index, "MANY_VERSIONS", 10)
+    monkeypatch.setattr(search_index, "BATCH", 7)
     made = []
     for i in range(40):
         made.append(add(lab, f"coins number {i}", i))
@@ -164,7 +164,7 @@ def test_by_meaning_is_by_cosine(lab: Library) -> None:
     hits = search(lab, None, "aaab", how="meaning")
     assert [h.label.uid for h in hits] == sorted(cosine, key=lambda uid: -cosine[uid])
     assert [h.score for h in hits] == pytest.approx([cosine[h.label.uid] for h in hits], abs=2e-3)
-    labels.delete(lab, hits[0].label.uid, "ann")
+    book.delete(lab, hits[0].label.uid, "ann")
     assert ids(lab, "aaab", how="meaning") == [h.label.uid for h in hits[1:]]
 
 
@@ -194,7 +194,7 @@ def test_both_puts_first_what_both_find(lab: Library) -> None:
 
 def test_many_labels_without_vectors_are_a_job_of_their_own(lab: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.meaning = Letters()
-    monkeypatch.setattr("api.services.label_search.PATIENCE", 3)
+    monkeypatch.setattr("api.services.labels.search.PATIENCE", 3)
     made = [add(lab, "a" * (i + 1), i) for i in range(4)]
     with pytest.raises(Conflict, match="4 changes of labels have no vector yet.*'scopebase label embed'"):
         search(lab, None, "a", how="meaning")

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from api.services import label_talk, labels
-from api.services.labels import Filter
+from api.services.labels import book, talk
+from api.services.labels.book import Filter
 from api.services.library import Library
 from schema.errors import Conflict, InputError, NotFound
 from schema.lab import AuditEntry, LabelEvent
@@ -62,15 +62,15 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
 
 
 def test_a_feature_has_several_labels_each_with_its_provenance(lab: Library) -> None:
-    one = labels.create(lab, new(licence="CC0"), "ann")
-    two = labels.create(
+    one = book.create(lab, new(licence="CC0"), "ann")
+    two = book.create(
         lab, new(text="fruit", source="model", explainer="gpt", score=0.5, score_method="detection"), "bob"
     )
-    found = labels.list_labels(lab, Filter(feature="m/3-tiny/7")).data
+    found = book.list_labels(lab, Filter(feature="m/3-tiny/7")).data
     assert [label.id for label in found] == [two.id, one.id]
     assert (one.author, one.source, one.licence, one.version, one.origin) == ("ann", "person", "CC0", 1, [])
     assert one.sae_sha256 == sha_of("m/3-tiny")
-    assert labels.get(lab, two.id) == two
+    assert book.get(lab, two.id) == two
     with lab.home.database.reading() as session:
         entries = [(e.actor, e.action, e.target) for e in session.scalars(select(AuditEntry).order_by(AuditEntry.id))]
     assert entries == [("ann", "label.create", "m/3-tiny/7"), ("bob", "label.create", "m/3-tiny/7")]
@@ -90,69 +90,69 @@ def test_a_feature_has_several_labels_each_with_its_provenance(lab: Library) -> 
 )
 def test_what_is_no_label_is_refused(lab: Library, given: dict[str, Any], error: type, sentence: str) -> None:
     with pytest.raises(error, match=sentence.replace("(", r"\(").replace(".", r"\.")):
-        labels.create(lab, new(**given), "ann")
-    assert labels.list_labels(lab, Filter()).data == []
+        book.create(lab, new(**given), "ann")
+    assert book.list_labels(lab, Filter()).data == []
 
 
 def test_filters_narrow_and_pages_cover(lab: Library) -> None:
     made = [
-        labels.create(lab, new(f"m/{3 + i % 2}-tiny/{i}", f"Thing {i}%"), ("ann", "bob")[i % 3 == 0]) for i in range(9)
+        book.create(lab, new(f"m/{3 + i % 2}-tiny/{i}", f"Thing {i}%"), ("ann", "bob")[i % 3 == 0]) for i in range(9)
     ]
     cursor, seen = None, []
     while True:
-        page = labels.list_labels(lab, Filter(sae="m/3-tiny"), 2, cursor)
+        page = book.list_labels(lab, Filter(sae="m/3-tiny"), 2, cursor)
         seen += [label.index for label in page.data]
         cursor = page.next_cursor
         if cursor is None:
             break
         if len(seen) == 2:
-            labels.create(lab, new("m/3-tiny/500", "made between two pages"), "ann")
+            book.create(lab, new("m/3-tiny/500", "made between two pages"), "ann")
     assert seen == [8, 6, 4, 2, 0]
 
     def found(**by: Any) -> set[str]:
-        return {label.id for label in labels.list_labels(lab, Filter(**by)).data}
+        return {label.id for label in book.list_labels(lab, Filter(**by)).data}
 
     assert found(author="bob") == {label.id for i, label in enumerate(made) if i % 3 == 0}
     assert found(text="thing 5%") == {made[5].id}
     assert found(text="_") == set()
-    labels.change(lab, made[1].id, LabelChange(version=1, text="other"), "ann")
-    since = labels.get(lab, made[1].id).updated_at
+    book.change(lab, made[1].id, LabelChange(version=1, text="other"), "ann")
+    since = book.get(lab, made[1].id).updated_at
     assert found(updated_since=since) == {made[1].id}
     assert found(updated_since=datetime.now(UTC)) == set()
-    labels.delete(lab, made[2].id, "ann")
+    book.delete(lab, made[2].id, "ann")
     assert found(deleted=True) == {made[2].id}
     assert made[2].id not in found()
     with pytest.raises(NotFound, match="was deleted; 'scopebase label undo"):
-        labels.get(lab, made[2].id)
+        book.get(lab, made[2].id)
 
 
 def test_a_stale_change_is_refused(lab: Library) -> None:
-    label = labels.create(lab, new(), "ann")
-    labels.change(lab, label.id, LabelChange(version=1, text="pears"), "bob")
+    label = book.create(lab, new(), "ann")
+    book.change(lab, label.id, LabelChange(version=1, text="pears"), "bob")
     for attempt in (
-        lambda: labels.change(lab, label.id, LabelChange(version=1, text="plums"), "ann"),
-        lambda: labels.delete(lab, label.id, "ann", 1),
-        lambda: label_talk.undo(lab, label.id, "ann", 1),
+        lambda: book.change(lab, label.id, LabelChange(version=1, text="plums"), "ann"),
+        lambda: book.delete(lab, label.id, "ann", 1),
+        lambda: talk.undo(lab, label.id, "ann", 1),
     ):
         with pytest.raises(Conflict, match="is at version 2, you saw 1"):
             attempt()
-    assert labels.get(lab, label.id).text == "pears"
+    assert book.get(lab, label.id).text == "pears"
     with pytest.raises(InputError, match="name at least one field"):
-        labels.change(lab, label.id, LabelChange(version=2), "ann")
+        book.change(lab, label.id, LabelChange(version=2), "ann")
     with pytest.raises(InputError, match="a score and its score_method"):
-        labels.change(lab, label.id, LabelChange(version=2, score=1.0), "ann")
-    assert labels.get(lab, label.id).score is None
+        book.change(lab, label.id, LabelChange(version=2, score=1.0), "ann")
+    assert book.get(lab, label.id).score is None
 
 
 def test_of_two_who_change_at_once_one_is_told(shared_lab: Library) -> None:
     """Ten rounds of four writers on one version: exactly one wins each round, and the history has exactly the winners."""
-    label = labels.create(shared_lab, new(), "ann")
+    label = book.create(shared_lab, new(), "ann")
     winners = []
     for _ in range(10):
-        seen = labels.get(shared_lab, label.id).version
+        seen = book.get(shared_lab, label.id).version
         results = at_once(
             *(
-                lambda who=who, seen=seen: labels.change(
+                lambda who=who, seen=seen: book.change(
                     shared_lab, label.id, LabelChange(version=seen, text=f"{seen} {who}"), who
                 )
                 for who in "abcd"
@@ -162,17 +162,17 @@ def test_of_two_who_change_at_once_one_is_told(shared_lab: Library) -> None:
         assert len(won) == 1
         assert sum(isinstance(result, Conflict) for result in results) == 3
         winners.append(won[0].text)
-    events = label_talk.history(shared_lab, label.id).data
+    events = talk.history(shared_lab, label.id).data
     assert [event.after["text"] for event in reversed(events) if event.after][1:] == winners
-    assert labels.get(shared_lab, label.id).version == 11
+    assert book.get(shared_lab, label.id).version == 11
 
 
 def test_votes_at_once_are_all_counted_and_one_each(shared_lab: Library) -> None:
-    label = labels.create(shared_lab, new(), "ann")
-    at_once(*(lambda i=i: label_talk.vote(shared_lab, label.id, f"voter{i % 8}", 1) for i in range(16)))
-    assert labels.get(shared_lab, label.id).votes == 8
-    assert label_talk.vote(shared_lab, label.id, "voter0", -1).votes == 6
-    assert label_talk.vote(shared_lab, label.id, "voter0", 0).votes == 7
+    label = book.create(shared_lab, new(), "ann")
+    at_once(*(lambda i=i: talk.vote(shared_lab, label.id, f"voter{i % 8}", 1) for i in range(16)))
+    assert book.get(shared_lab, label.id).votes == 8
+    assert talk.vote(shared_lab, label.id, "voter0", -1).votes == 6
+    assert talk.vote(shared_lab, label.id, "voter0", 0).votes == 7
 
 
 def test_events_are_in_the_order_of_their_commits(shared_lab: Library) -> None:
@@ -191,20 +191,18 @@ def test_events_are_in_the_order_of_their_commits(shared_lab: Library) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    at_once(
-        *(lambda i=i: [labels.create(shared_lab, new(f"m/3-tiny/{i}"), "ann") for _ in range(12)] for i in range(4))
-    )
+    at_once(*(lambda i=i: [book.create(shared_lab, new(f"m/3-tiny/{i}"), "ann") for _ in range(12)] for i in range(4)))
     done.set()
     watcher.join()
     assert faults == []
 
 
 def test_comments_stay_with_the_label(lab: Library) -> None:
-    label = labels.create(lab, new(), "ann")
+    label = book.create(lab, new(), "ann")
     for i in range(3):
-        label_talk.comment(lab, label.id, "bob", f"remark {i}")
-    first = label_talk.comments(lab, label.id, 2)
-    rest = label_talk.comments(lab, label.id, 2, first.next_cursor)
+        talk.comment(lab, label.id, "bob", f"remark {i}")
+    first = talk.comments(lab, label.id, 2)
+    rest = talk.comments(lab, label.id, 2, first.next_cursor)
     assert [c.text for c in (*first.data, *rest.data)] == ["remark 0", "remark 1", "remark 2"]
     assert rest.next_cursor is None
 
@@ -213,36 +211,36 @@ def test_comments_stay_with_the_label(lab: Library) -> None:
 @given(st.lists(st.one_of(st.sampled_from(["undo", "delete"]), st.text("abc", min_size=1, max_size=3)), max_size=12))
 def test_undo_walks_back_through_every_state(lab: Library, steps: list[str]) -> None:
     """Against a stack of states: edits and deletions push, undo pops."""
-    label = labels.create(lab, new(text="first"), "ann")
+    label = book.create(lab, new(text="first"), "ann")
     stack: list[str | None] = [None, "first"]  # None: deleted, or not yet made
     for step in steps:
         state = stack[-1]
         if step == "undo":
             if len(stack) == 1:
                 with pytest.raises(Conflict, match="is left to undo"):
-                    label_talk.undo(lab, label.id, "bob")
+                    talk.undo(lab, label.id, "bob")
                 continue
             stack.pop()
-            after = label_talk.undo(lab, label.id, "bob")
+            after = talk.undo(lab, label.id, "bob")
             assert after.deleted == (stack[-1] is None)
         elif state is None:
             continue
         elif step == "delete":
-            labels.delete(lab, label.id, "ann")
+            book.delete(lab, label.id, "ann")
             stack.append(None)
         else:
-            version = labels.get(lab, label.id).version
-            labels.change(lab, label.id, LabelChange(version=version, text=step), "ann")
+            version = book.get(lab, label.id).version
+            book.change(lab, label.id, LabelChange(version=version, text=step), "ann")
             stack.append(step)
         if stack[-1] is not None:
-            assert labels.get(lab, label.id).text == stack[-1]
+            assert book.get(lab, label.id).text == stack[-1]
 
 
 def test_an_id_may_be_shortened_where_it_is_the_only_one(lab: Library) -> None:
-    one, two = (labels.create(lab, new(), "ann").id for _ in range(2))
+    one, two = (book.create(lab, new(), "ann").id for _ in range(2))
     start = next(one[:n] for n in range(1, 33) if not two.startswith(one[:n]))
-    assert labels.complete_id(lab, start) == one
+    assert book.complete_id(lab, start) == one
     with pytest.raises(NotFound, match="no label has the id 'zz'"):
-        labels.complete_id(lab, "zz")
+        book.complete_id(lab, "zz")
     with pytest.raises(InputError, match="several labels begin with ''"):
-        labels.complete_id(lab, "")
+        book.complete_id(lab, "")

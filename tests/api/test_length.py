@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from api.services.length import EDGES, Stratified, control
 from api.services.library import Library
-from api.services.query import query_features
+from api.services.query.length import EDGES, Stratified, control
+from api.services.query.query import query_features
 from api.services.statistics import rate_difference_interval
 from schema.wire.query import FeatureQuery
 from tests.indexer.reference import reference

@@ -13,16 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from api.services import model_order
-from api.services.evaluations import import_scores
+from api.services.evaluations import model_order
+from api.services.evaluations.files import parse_rows
+from api.services.evaluations.model_order import kendall_tau, tau_curve
+from api.services.evaluations.performance import (
+    _over_pairs,
+    _similarities,
+    partial,
+    performance_redundancy,
+    performance_similarity,
+)
+from api.services.evaluations.preservation import rank_preservation
+from api.services.evaluations.results import import_scores
 from api.services.library import Library
-from api.services.model_order import kendall_tau, tau_curve
-from api.services.overlap import overlap
-from api.services.performance import _over_pairs, _similarities, partial, performance_redundancy, performance_similarity
-from api.services.preservation import rank_preservation
-from api.services.redundancy import redundancies
-from api.services.score_files import parse_rows
-from api.services.subset import answer_of, select_subset
+from api.services.questions.overlap import overlap
+from api.services.questions.redundancy import redundancies
+from api.services.suite.subset import answer_of, select_subset
 from schema.errors import InputError, NotFound
 from schema.home import open_home
 from schema.settings import Settings

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from api.app import create_app
 from api.services.exchange.examples import SampleText
-from api.services.labels import create
+from api.services.labels.book import create
 from api.services.library import Library
 from api.services.neuronpedia.names import cuid
 from indexer.live import open_live

@@ -16,7 +16,7 @@ from scipy import stats
 
 from api.app import create_app
 from api.services.library import Library
-from api.services.query import query_features
+from api.services.query.query import query_features
 from schema.errors import InputError, NotFound
 from schema.home import open_home
 from schema.lab import Label

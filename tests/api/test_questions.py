@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.services.diff import diff
 from api.services.library import Library
-from api.services.overlap import overlap
-from api.services.redundancy import redundancies
+from api.services.questions.diff import diff
+from api.services.questions.overlap import overlap
+from api.services.questions.redundancy import redundancies
 from schema.errors import Conflict, InputError, NotFound
 from schema.settings import Settings
 from tests.indexer.reference import Reference, reference

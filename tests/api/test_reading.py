@@ -15,10 +15,10 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api.app import create_app
-from api.services import contrast as contrasting
-from api.services.contrast import contrast
+from api.services.features import contrast as contrasting
+from api.services.features.contrast import contrast
+from api.services.features.samples import stored_sample
 from api.services.library import Library
-from api.services.samples import stored_sample
 from indexer.live import Live, open_live
 from schema.errors import InputError, NoModel, NotFound
 from schema.home import open_home

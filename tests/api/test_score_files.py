@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from api.services.score_files import ZSTD_METHOD, ScoreFile, parse_rows, read_file
+from api.services.evaluations.files import ZSTD_METHOD, ScoreFile, parse_rows, read_file
 from schema.errors import InputError
 
 

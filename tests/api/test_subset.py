@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.services import subset as service
 from api.services.library import Library
-from api.services.subset import answer_of, sample_records, select_subset
+from api.services.suite import subset as service
+from api.services.suite.subset import answer_of, sample_records, select_subset
 from schema.errors import InputError, NotFound
 from schema.wire.suite import SubsetAnswer
 from tests.indexer.reference import Reference, reference

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from api.services.library import Library
-from api.services.suite import advise
+from api.services.suite.advice import advise
 from schema.errors import InputError, NotFound
 from schema.wire.suite import SuiteRequest
 from tests.indexer.reference import Reference, reference

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from api.services.library import Library
-from api.services.overlap import overlap
+from api.services.questions.overlap import overlap
 from indexer.run import index
 from schema.errors import WorkFailed
 from schema.home import open_home

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.services.diff import diff
-from api.services.evaluations import import_scores
-from api.services.failures import failures
+from api.services.evaluations.failures import failures
+from api.services.evaluations.files import parse_rows
+from api.services.evaluations.performance import performance_redundancy, performance_similarity
+from api.services.evaluations.preservation import rank_preservation
+from api.services.evaluations.results import import_scores
 from api.services.firing import scan
 from api.services.library import Library
-from api.services.overlap import overlap
-from api.services.performance import performance_redundancy, performance_similarity
-from api.services.preservation import rank_preservation
-from api.services.redundancy import redundancies
-from api.services.score_files import parse_rows
-from api.services.subset import answer_of, select_subset
-from api.services.suite import advise
+from api.services.questions.diff import diff
+from api.services.questions.overlap import overlap
+from api.services.questions.redundancy import redundancies
+from api.services.suite.advice import advise
+from api.services.suite.subset import answer_of, select_subset
 from indexer.config import IndexConfig
 from indexer.run import index
 from schema.home import open_home

@@ -117,7 +117,7 @@ def test_a_read_only_home_is_refused_for_writing_and_answers_questions(
     read_only: Path, freeze, indexed: Settings
 ) -> None:  # type: ignore[no-untyped-def]
     from api.services.library import Library
-    from api.services.overlap import overlap
+    from api.services.questions.overlap import overlap
 
     settings = Settings.read(read_only / "home", {})
     shutil.copytree(indexed.home, settings.home)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from api.services.rates import Rate
+from api.services.access.rates import Rate
 from schema.settings import Settings
 from tests.scopebase.test_cli import Call, call  # noqa: F401
 

@@ -21,8 +21,8 @@ import uvicorn
 
 from api.app import create_app
 from api.gate.access import Access
-from api.services.diff import diff
-from api.services.overlap import overlap
+from api.services.questions.diff import diff
+from api.services.questions.overlap import overlap
 from schema.errors import Conflict, InputError, NotFound, TooMany, Unauthorized, WorkFailed
 from schema.home import open_home
 from schema.keys import create_key

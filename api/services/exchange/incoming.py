@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.services.label_import import import_labels
+from api.services.labels.importing import import_labels
 from api.services.library import Library
 from schema.errors import InputError
 from schema.tables import Sae

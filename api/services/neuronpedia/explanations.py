@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.services import label_search
 from api.services.exchange.whole import find_whole, totals
-from api.services.label_search import Hit
+from api.services.labels.search import Hit
+from api.services.labels.search import search as search_labels
 from api.services.library import Library
 from api.services.neuronpedia.names import find_model, find_source, source_id
 from api.services.neuronpedia.rows import release_name
@@ -57,7 +57,7 @@ def _ranked(library: Library, saes: Sequence[int] | None, asked: NpSearch) -> li
     how: How = "meaning" if library.meaning is not None else "text"
     limit = asked.offset + PAGE + 1
     searched: Sequence[int | None] = [None] if saes is None else saes
-    found = [hit for sae in searched for hit in label_search.search(library, sae, asked.query, limit, how)]
+    found = [hit for sae in searched for hit in search_labels(library, sae, asked.query, limit, how)]
     return sorted(found, key=lambda hit: (-hit.score, hit.label.id))
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.services.directions import fits, nearest, read_direction
 from api.services.exchange.examples import Choice, find_examples
 from api.services.exchange.logits import read_logits
 from api.services.exchange.whole import Whole, find_whole, totals
+from api.services.features.directions import fits, nearest, read_direction
 from api.services.library import Library
 from api.services.neuronpedia.names import CREATOR, feature_index, find_source
 from api.services.neuronpedia.rows import (

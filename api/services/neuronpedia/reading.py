@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from api.services import explanations
 from api.services.exchange.compare import Theirs
+from api.services.labels import explanations
 from api.services.neuronpedia.names import source_id
 from schema.errors import Conflict, InputError
 from schema.tables import Sae

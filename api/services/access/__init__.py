@@ -1,0 +1,1 @@
+"""Who may ask, how often and how long, and what was written by whom."""

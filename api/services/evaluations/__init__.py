@@ -1,0 +1,1 @@
+"""Results of evaluated models, and what features tell of them."""

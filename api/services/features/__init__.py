@@ -1,0 +1,1 @@
+"""One feature seen from all sides, and what texts and samples fire."""

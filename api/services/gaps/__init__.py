@@ -1,0 +1,1 @@
+"""What a dataset lacks of a target."""

@@ -1,0 +1,1 @@
+"""Labels: kept, searched, exchanged, made."""

@@ -1,0 +1,89 @@
+"""What a lab says about its labels: votes, comments, and the history that can be taken back."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+
+from api.services.cursors import read_cursor, write_cursor
+from api.services.labels.book import check_version, find_label, item, update
+from api.services.library import Library
+from schema.audit import audit
+from schema.errors import Conflict
+from schema.lab import LabelComment, LabelEvent, LabelVote
+from schema.tables import Sae
+from schema.wire.base import Page
+from schema.wire.labels import CommentItem, LabelEventItem, LabelItem
+
+
+def vote(library: Library, uid: str, voter: str, value: int) -> LabelItem:
+    """Sets somebody's vote on a label, one each, which may be changed; 0 takes it back."""
+    with library.home.database.writing(alone=True) as session:
+        label = find_label(session, uid)
+        mine = session.get(LabelVote, (label.id, voter))
+        if mine is not None:
+            session.delete(mine)
+            session.flush()
+        if value:
+            session.add(LabelVote(label_id=label.id, voter=voter, value=value))
+            session.flush()
+        total = select(func.coalesce(func.sum(LabelVote.value), 0)).where(LabelVote.label_id == label.id)
+        label.votes = int(session.scalar(total) or 0)
+        audit(session, voter, "label.vote", uid, {"value": value})
+        return item(label, session.get_one(Sae, label.sae_id))
+
+
+def comment(library: Library, uid: str, author: str, text: str) -> CommentItem:
+    """Adds a comment to a label."""
+    with library.home.database.writing() as session:
+        label = find_label(session, uid)
+        made = LabelComment(label_id=label.id, author=author, text=text)
+        session.add(made)
+        session.flush()
+        audit(session, author, "label.comment", uid)
+        return CommentItem(id=made.id, author=author, text=text, at=made.at)
+
+
+def comments(library: Library, uid: str, limit: int = 50, cursor: str | None = None) -> Page[CommentItem]:
+    """What was said about a label, oldest first."""
+    after, _ = read_cursor(cursor)
+    with library.home.database.reading() as session:
+        label = find_label(session, uid, deleted=True)
+        query = select(LabelComment).where(LabelComment.label_id == label.id, LabelComment.id > after)
+        rows = list(session.scalars(query.order_by(LabelComment.id).limit(limit + 1)))
+    following = write_cursor(rows[limit - 1].id) if len(rows) > limit else None
+    data = [CommentItem(id=row.id, author=row.author, text=row.text, at=row.at) for row in rows[:limit]]
+    return Page(data=data, next_cursor=following)
+
+
+def history(library: Library, uid: str, limit: int = 50, cursor: str | None = None) -> Page[LabelEventItem]:
+    """Every change of a label, newest first; of deleted labels too."""
+    before, _ = read_cursor(cursor)
+    with library.home.database.reading() as session:
+        label = find_label(session, uid, deleted=True)
+        query = select(LabelEvent).where(LabelEvent.label_id == label.id).order_by(LabelEvent.id.desc())
+        rows = list(session.scalars((query.where(LabelEvent.id < before) if before else query).limit(limit + 1)))
+    following = write_cursor(rows[limit - 1].id) if len(rows) > limit else None
+    fields = LabelEventItem.model_fields
+    return Page(
+        data=[LabelEventItem(**{name: getattr(row, name) for name in fields}) for row in rows[:limit]],
+        next_cursor=following,
+    )
+
+
+def undo(library: Library, uid: str, actor: str, version: int | None = None) -> LabelItem:
+    """Takes the last change back that was not taken back yet. Of a label that was only made, that is its making.
+
+    Raises:
+        Conflict: nothing is left to take back, or somebody changed the label since the version named.
+    """
+    with library.home.database.writing(alone=True) as session:
+        label = find_label(session, uid, deleted=True)
+        check_version(label, version)
+        undone = select(LabelEvent.undoes).where(LabelEvent.label_id == label.id, LabelEvent.undoes.is_not(None))
+        mine = select(LabelEvent).where(LabelEvent.label_id == label.id, LabelEvent.action != "undo")
+        last = session.scalars(mine.where(LabelEvent.id.not_in(undone)).order_by(LabelEvent.id.desc()).limit(1)).first()
+        if last is None:
+            raise Conflict(f"nothing of label {uid} is left to undo")
+        update(session, label, last.before or {"deleted": True}, "undo", actor, undoes=last.id)
+        audit(session, actor, "label.undo", uid, {"event": last.id})
+        return item(label, session.get_one(Sae, label.sae_id))

@@ -1,0 +1,1 @@
+"""Any condition over datasets, slices, densities and labels, and how columns are compared."""

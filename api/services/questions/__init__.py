@@ -1,0 +1,1 @@
+"""Overlap, difference and redundancy: the questions that profiles alone answer."""

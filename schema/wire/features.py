@@ -124,6 +124,9 @@ class Dossier(Wire):
     layer: int
     label: str | None = Field(description="The best of `labels`")
     labels: list[FeatureLabel]
+    description: str | None = Field(
+        description="What can be said without a model, from tokens, datasets and logit effects; null where there are labels"
+    )
     n_samples: int
     n_tokens: int
     samples: int = Field(description="Samples that fire the feature under the pool, over all datasets here")

@@ -79,6 +79,8 @@ def match(
 def show_dossier(answer: Dossier) -> None:
     """From the whole to the single: counts, datasets, output, samples, neighbours."""
     OUT.print(Text.assemble((answer.feature, "bold cyan"), ("  " + shown(answer.label or "no label"), "italic")))
+    if answer.description:
+        OUT.print(shown(answer.description), style="italic")
     share = f" ({answer.rate:.1%})" if answer.rate is not None else ""
     density = f" · {answer.density:.2%} of tokens" if answer.density is not None else ""
     mean = f" · mean {answer.mean:.3g}" if answer.mean is not None else ""

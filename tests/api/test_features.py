@@ -101,6 +101,10 @@ def test_the_histogram_counts_each_token_in_its_half_octave(library: Library, fi
     assert len(values) == whole.tokens
     assert np.histogram(values, whole.histogram.edges)[0].tolist() == whole.histogram.counts
     assert np.mean(values) == pytest.approx(whole.mean, rel=1e-6)
+    assert whole.label is None
+    assert f"in {whole.samples} samples" in (whole.description or "") or f"of {whole.samples} samples" in (
+        whole.description or ""
+    )
     ratios = np.divide(whole.histogram.edges[1:], whole.histogram.edges[:-1])
     assert set(ratios.round(3)) <= {1.333, 1.5}
 

@@ -15,6 +15,7 @@ from api.services.features.coactivation import coactivation, draw
 from api.services.features.directions import read_direction
 from api.services.features.neighbours import cosines, labelled, pairs
 from api.services.features.profiles import histogram_of, profiles, token_counts
+from api.services.labels.describer import describe
 from api.services.library import Library
 from api.services.provenance import provenance
 from schema.lab import Label
@@ -75,6 +76,7 @@ def dossier(
         layer=subject.sae.layer,
         label=best,
         labels=labels,
+        description=None if labels else describe(library, subject.sae, [index]).get(index),
         n_samples=n_samples,
         n_tokens=n_tokens,
         samples=len(ranked),

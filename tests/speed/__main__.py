@@ -19,12 +19,14 @@ from pathlib import Path
 import torch
 
 import scopebase  # noqa: F401
-from tests.speed import indexing, load, memory, service, storage
+from tests.speed import indexing, labels, load, memory, queries, service, storage
 
 PARTS = {
     "indexing": indexing.measure,
     "storage": storage.measure,
     "service": service.measure,
+    "queries": queries.measure,
+    "labels": labels.measure,
     "load": load.measure,
     "memory": memory.measure,
 }

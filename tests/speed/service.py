@@ -33,7 +33,8 @@ def measure(args: argparse.Namespace) -> list[Table]:
     for size in SIZES:
         folder = fresh(f"service-{size}")
         synthetic.make(folder, N_DATASETS, size).close()
-        with _Server(folder) as ask:
+        with Server(folder) as server:
+            ask = server.ask
             ask(f"overlap?{every}")  # warm: every profile was read once
             for question, path in questions.items():
                 times = []
@@ -50,26 +51,27 @@ def measure(args: argparse.Namespace) -> list[Table]:
     return [table]
 
 
-class _Server:
+class Server:
     """`scopebase serve` in a process of its own."""
 
     def __init__(self, folder: object) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "scopebase", "--home", str(folder), "serve", "--port", str(self.port)]
         )
 
     def ask(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/{path}") as answer:
+        with urllib.request.urlopen(f"{self.url}/v1/{path}") as answer:
             return bytes(answer.read())
 
-    def __enter__(self):  # type: ignore[no-untyped-def]
+    def __enter__(self) -> Server:
         for _ in range(200):
             try:
                 self.ask("health")
-                return self.ask
+                return self
             except OSError:
                 time.sleep(0.1)
         raise RuntimeError("the server did not start")

@@ -20,14 +20,16 @@ SAE = SaeCard(0, "synthetic", "none", "topk", K, 64, D_SAE, "1" * 64, "memory")
 SAE_NAME = "synthetic/0-bench"
 
 
-def make(folder: Path, n_datasets: int, n_samples: int, mean_tokens: int = 128, d_sae: int = D_SAE) -> Home:
-    """A home of datasets d0, d1, ... with so many samples each."""
+def make(
+    folder: Path, n_datasets: int, n_samples: int, mean_tokens: int = 128, d_sae: int = D_SAE, prefix: str = "d"
+) -> Home:
+    """A home with datasets d0, d1, ... of so many samples each."""
     home = make_home(Settings.read(folder, {}))
     rng = np.random.default_rng(1)
     card = replace(SAE, d_sae=d_sae)
     for number in range(n_datasets):
         lengths = np.clip(rng.lognormal(np.log(mean_tokens) - 0.18, 0.6, n_samples), 8, 512).astype(int)
-        found = survey_of(f"d{number}", lengths.tolist(), BATCH_TOKENS)
+        found = survey_of(f"{prefix}{number}", lengths.tolist(), BATCH_TOKENS)
         run, _ = register(home, MODEL, "bench", [card], found, Recipe(tokenizer_sha256="0" * 64), BATCH_TOKENS, {})
         tokens = [_tokens(i, n) for i, n in enumerate(lengths)]
         FeedingWorker(home, NoEngine(d_sae, K, 1000 * number), run, found, tokens, texts=True).work()  # type: ignore[arg-type]

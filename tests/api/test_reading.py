@@ -120,7 +120,7 @@ def test_token_ids_and_a_filter(client: TestClient, dense: Any) -> None:
     [
         ({"sae": SAE}, 422, "give either text or token_ids"),
         ({"sae": SAE, "text": "a", "token_ids": [1]}, 422, "give either text or token_ids"),
-        ({"text": "a"}, 422, "name an SAE with --sae"),
+        ({"text": "a"}, 409, "name an SAE with --sae"),
         ({"text": "a", "sae": "tiny-qwen3/9-tiny"}, 404, "no SAE named"),
         ({"token_ids": [4000], "sae": SAE}, 422, "token id 4,000 is none of the model's"),
         ({"text": "a", "sae": SAE, "features": [f"{OTHER}/3"]}, 422, "is of an SAE that is not asked for"),

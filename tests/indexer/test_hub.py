@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -22,6 +23,20 @@ from tests.indexer.test_run import config, everything
 from tests.making import SONGS, TALES, write_jsonl
 
 MODEL, RELEASE, DATASET = "lab/tiny-qwen3", "lab/SAE-Res-Tiny-W256-L0_6", "lab/verses"
+CALLS = """
+import contextlib, io, json, sys
+from scopebase.cli import main
+
+said = []
+for arguments in json.load(sys.stdin):
+    sys.argv, err = ["scopebase", *arguments], io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            main()
+    except SystemExit as ended:
+        said.append((int(ended.code or 0), err.getvalue()))
+print(json.dumps(said))
+"""
 CARD = """---
 configs:
 - config_name: songs
@@ -68,8 +83,18 @@ class Desk:
     def settings(self) -> Settings:
         return Settings.read(self.folder / "home", {})
 
-    def index(self, dataset: str, *, model: str = MODEL, sae: str = RELEASE, offline: bool = False) -> tuple[int, str]:
+    def index(self, *datasets: str, model: str = MODEL, sae: str = RELEASE, offline: bool = False) -> tuple[int, str]:
         """Exit status and standard error of `scopebase index`."""
+        return self.calls([self.call(*datasets, model=model, sae=sae)], offline=offline)[0]
+
+    def call(self, *datasets: str, model: str = MODEL, sae: str = RELEASE) -> list[str]:
+        """What stands on the command line."""
+        named = [part for dataset in datasets for part in ("--dataset", dataset)]
+        where = ["--home", str(self.settings.home), "index", "--set", "tiny", "--layers", "1"]
+        return [*where, "--model", model, "--sae", sae, *named]
+
+    def calls(self, calls: list[list[str]], *, offline: bool = False) -> list[tuple[int, str]]:
+        """Exit status and standard error of several commands, one after the other in one process of this machine's."""
         environ = {
             **os.environ,
             "HF_ENDPOINT": self.hub.url,
@@ -77,10 +102,16 @@ class Desk:
             "HF_HUB_OFFLINE": "1" if offline else "0",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
-        command = [sys.executable, "-m", "scopebase", "--home", str(self.settings.home), "index", "--set", "tiny"]
-        options = ["--layers", "1", "--model", model, "--sae", sae, "--dataset", dataset]
-        done = subprocess.run([*command, *options], env=environ, capture_output=True, text=True, timeout=120)
-        return done.returncode, done.stderr
+        done = subprocess.run(
+            [sys.executable, "-c", CALLS],
+            input=json.dumps(calls),
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return [(status, err) for status, err in json.loads(done.stdout.splitlines()[-1])]
 
 
 @pytest.fixture
@@ -116,39 +147,35 @@ def test_model_and_saes_by_hub_id_give_the_rows_of_the_directories(
 
 def test_a_dataset_by_hub_id(desk: Desk, index_args: dict[str, Any], tmp_path: Path, data_dir: Path) -> None:
     """Config and split, or the config alone, in the place of a split."""
-    local = {"model": index_args["model"], "sae": index_args["sae"]}
-    for source in (f"hub:{DATASET}:songs:test", f"hub:{DATASET}:tales"):
-        status, err = desk.index(f"verses={source}", **local)
-        assert status == 0, err
+    sources = {"songs": f"hub:{DATASET}:songs:test", "tales": f"hub:{DATASET}:tales"}
+    named = [f"{name}={source}" for name, source in sources.items()]
+    status, err = desk.index(*named, model=index_args["model"], sae=index_args["sae"])
+    assert status == 0, err
     here = Settings.read(tmp_path / "here", {})
-    for name in ("songs", "tales"):
-        (tmp_path / name).mkdir()
-        rows = (data_dir / f"{name}.jsonl").read_text()
-        (tmp_path / name / "verses.jsonl").write_text(rows)
-        index(config(index_args, tmp_path / name, names=("verses",), layers="1", max_tokens=512), here)
+    index(config(index_args, data_dir, names=("songs", "tales"), layers="1", max_tokens=512), here)
     assert everything(desk.settings) == everything(here)
     with open_home(desk.settings).database.reading() as session:
-        versions = [(each.version, each.source, each.n_samples) for each in session.query(Dataset)]
-    assert versions == [(1, f"hub:{DATASET}:songs:test", len(SONGS)), (2, f"hub:{DATASET}:tales", len(TALES))]
+        found = {each.name: (each.source, each.n_samples) for each in session.query(Dataset)}
+    assert found == {"songs": (sources["songs"], len(SONGS)), "tales": (sources["tales"], len(TALES))}
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        ({"model": "lab/nothing"}, "model lab/nothing cannot be fetched from the hub: RepositoryNotFoundError"),
-        ({"model": f"{MODEL}@v9"}, f"model {MODEL}@v9 cannot be fetched from the hub: RevisionNotFoundError"),
-        ({"sae": "lab/nothing"}, "lab/nothing cannot be fetched from the hub: RepositoryNotFoundError"),
-        ({"dataset": f"d=hub:{DATASET}"}, f"{DATASET} has several configs; name one: .*, of songs, tales"),
-        ({"dataset": f"d=hub:{DATASET}:sogns:test"}, f"{DATASET} has no config 'sogns'; its configs: songs, tales"),
-        ({"dataset": f"d=hub:{DATASET}:songs:dev"}, "no config or split 'dev'; its splits: train, test"),
-        ({"dataset": "d=hub:lab/nothing"}, "hub dataset lab/nothing cannot be loaded: DatasetNotFoundError"),
-    ],
-)
-def test_what_the_hub_does_not_have_is_one_sentence(
-    desk: Desk, index_args: dict[str, Any], data_dir: Path, call: dict[str, str], words: str
-) -> None:
+MISSING = [
+    ({"model": "lab/nothing"}, "model lab/nothing cannot be fetched from the hub: RepositoryNotFoundError"),
+    ({"model": f"{MODEL}@v9"}, f"model {MODEL}@v9 cannot be fetched from the hub: RevisionNotFoundError"),
+    ({"sae": "lab/nothing"}, "lab/nothing cannot be fetched from the hub: RepositoryNotFoundError"),
+    ({"dataset": f"d=hub:{DATASET}"}, f"{DATASET} has several configs; name one: .*, of songs, tales"),
+    ({"dataset": f"d=hub:{DATASET}:sogns:test"}, f"{DATASET} has no config 'sogns'; its configs: songs, tales"),
+    ({"dataset": f"d=hub:{DATASET}:songs:dev"}, "no config or split 'dev'; its splits: train, test"),
+    ({"dataset": "d=hub:lab/nothing"}, "hub dataset lab/nothing cannot be loaded: DatasetNotFoundError"),
+]
+
+
+def test_what_the_hub_does_not_have_is_one_sentence(desk: Desk, index_args: dict[str, Any], data_dir: Path) -> None:
     local = {"model": index_args["model"], "sae": index_args["sae"], "dataset": f"songs={data_dir / 'songs.jsonl'}"}
-    check_refused(desk.index(**{**local, **call}), words)
+    calls = [{**local, **changed} for changed, _ in MISSING]
+    said = desk.calls([desk.call(call["dataset"], model=call["model"], sae=call["sae"]) for call in calls])
+    for one, (_, words) in zip(said, MISSING, strict=True):
+        check_refused(one, words)
     assert not desk.settings.home.exists()
 
 

@@ -6,8 +6,6 @@ import contextlib
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -267,32 +265,6 @@ def test_small_batches_and_shards_give_the_same_counts(
     assert a["tokens"] == b["tokens"]
     counts = [np.array(rows["profiles"][0]["samples_any"]) for rows in (a, b)]
     assert (counts[0] != counts[1]).mean() < 0.01  # float32 products differ in the last bit with their shape
-
-
-def test_two_processes_on_one_run_share_the_work(tmp_path: Path, index_args: dict[str, Any], data_dir: Path) -> None:
-    alone, shared = Settings.read(tmp_path / "a", {}), Settings.read(tmp_path / "b", {})
-    plan = config(index_args, data_dir, names=("tales", "songs"), layers="0,1", batch_tokens=32)
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "scopebase",
-            "--home",
-            str(shared.home),
-            "index",
-            "--layers",
-            "0,1",
-            "--batch-tokens",
-            "32",
-        ),
-        *("--max-tokens", str(plan.max_tokens), "--model", plan.model, "--sae", plan.sae),
-        *(part for name, source in plan.datasets for part in ("--dataset", f"{name}={source}")),
-    ]
-    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    index(plan, alone)
-    for each in workers:
-        assert (each.wait(), each.stderr.read() if each.stderr else "")[0] == 0
-    assert everything(shared) == everything(alone)
 
 
 def test_other_weights_under_a_known_name_are_refused(

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import scopebase.cli
+from indexer.run import index as run_index
 from schema.settings import Settings
-from tests.indexer.test_run import everything
+from tests.indexer.test_run import config, everything
 from tests.making import make_model, make_release, sae_tensors, write_jsonl
 
 
@@ -174,17 +175,18 @@ def _rows(*rows: dict[str, Any]) -> Callable[[Path], str]:
 
 def test_workers_share_a_run(tmp_path: Path, index_args: dict[str, Any], data_dir: Path) -> None:
     """As a process of its own: the workers are made from what stands on the command line."""
-    rows = []
-    for workers in (1, 2):
-        home = tmp_path / f"home{workers}"
-        command = [sys.executable, "-m", "scopebase", "--home", str(home), "index", "--layers", "1", "--json"]
-        options = ["--batch-tokens", "64", "--workers", str(workers), "--dataset", f"tales={data_dir / 'tales.jsonl'}"]
-        model = ["--model", index_args["model"], "--sae", index_args["sae"], "--set", "tiny"]
-        done = subprocess.run([*command, *options, *model], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["data"][0]["state"] == "finished"
-        rows.append(everything(Settings.read(home, {})))
-    assert rows[0] == rows[1]
+    alone, shared = Settings.read(tmp_path / "alone", {}), Settings.read(tmp_path / "shared", {})
+    run_index(
+        config(index_args, data_dir, names=("tales", "songs"), layers="0,1", batch_tokens=64, max_tokens=512), alone
+    )
+    command = [sys.executable, "-m", "scopebase", "--home", str(shared.home), "index", "--layers", "0,1", "--json"]
+    options = ["--batch-tokens", "64", "--workers", "2", "--set", "tiny"]
+    datasets = [part for name in ("tales", "songs") for part in ("--dataset", f"{name}={data_dir / name}.jsonl")]
+    model = ["--model", index_args["model"], "--sae", index_args["sae"]]
+    done = subprocess.run([*command, *options, *datasets, *model], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [run["state"] for run in json.loads(done.stdout)["data"]] == ["finished", "finished"]
+    assert everything(shared) == everything(alone)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from api.app import create_app
 from indexer.run import index, register
 from schema.database import Database, upgrade
-from schema.home import make_home
+from schema.home import make_home, open_home
 from schema.recipe import Recipe
 from schema.settings import Settings
 from schema.tables import Base, Shard
@@ -168,3 +170,28 @@ def at_once(call: Callable[[int], T], n: int = 6) -> list[T]:
 
     with ThreadPoolExecutor(n) as pool:
         return list(pool.map(wait_and_call, range(n)))
+
+
+def test_what_people_add_is_kept_there_too(settings: Settings, index_args: dict[str, Any], data_dir: Path) -> None:
+    """Labels, rules, scores and keys through the service, on the server's types and locks."""
+    index(config(index_args, data_dir, names=("problems", "songs"), layers="2"), settings)
+    sae = "tiny-qwen3/2-tiny"
+    with TestClient(create_app(open_home(settings))) as client:
+
+        def post(path: str, body: Any) -> Any:
+            answer = client.post(f"/v1/{path}", json=body)
+            assert answer.status_code < 300, answer.text
+            return answer.json()
+
+        label = post("labels", {"feature": f"{sae}/3", "text": "apples"})
+        assert post(f"labels/{label['id']}/votes", {"value": 1})["votes"] == 1
+        assert [hit["id"] for hit in post("features/search", {"text": "apples"})["data"]] == [f"{sae}/3"]
+        post("rules", {"name": "few", "expression": {"any": [{"feature": f"{sae}/3", "above": 0.0}]}})
+        measured = {"datasets": ["problems"], "label_field": "level", "positive": 1}
+        assert post("rules/few/evaluate", measured)["data"][0]["metrics"]["n"] == 60
+        rows = [{"id": f"p{i}", "score": i % 2} for i in range(60)]
+        post("evaluations", {"dataset": "problems", "evaluated": "m1", "metric": "acc", "rows": rows})
+        assert client.get("/v1/evaluations").json()["data"][0]["n_scores"] == 60
+        assert post("features/query", {"sae": sae, "where": {"dataset": "problems"}})["total"] > 0
+        actions = [entry["action"] for entry in client.get("/v1/audit").json()["data"]]
+        assert {"label.create", "rule.create"} <= set(actions)

@@ -39,8 +39,9 @@ def measure(args: argparse.Namespace) -> list[Table]:
     )
     with Server(folder) as server:
         features = firing(server)
-        rule = {"any": [{"feature": f"{SAE_NAME}/{feature}", "above": 0.5} for feature in features[:5]]}
-        ask(server, "rules", {"name": "bench", "expression": rule})
+        for name, above in (("fires", 0.0), ("above", 0.5)):
+            rule = {"any": [{"feature": f"{SAE_NAME}/{feature}", "above": above} for feature in features[:5]]}
+            ask(server, "rules", {"name": name, "expression": rule})
         for title, promised, path, body in questions(features):
             for number in range(2):
                 ask(server, path.format(features[number]), body)
@@ -56,6 +57,7 @@ def questions(features: list[int]) -> list[tuple[str, str, str, Any]]:
         "and": [{"dataset": "d0", "min_rate": 0.05}, *({"not": {"dataset": d, "min_rate": 0.2}} for d in NAMES[1:])]
     }
     discovery = {"saes": [SAE_NAME], "dataset": "large0", "label_field": "label", "positive": 1}
+    labelled = {"datasets": NAMES, "label_field": "label", "positive": 1}
     sae = f"sae={SAE_NAME}"
     return [
         ("overlap, all pairs of 20", "50", f"overlap?{sae}&{every}", None),
@@ -68,11 +70,12 @@ def questions(features: list[int]) -> list[tuple[str, str, str, Any]]:
             {"sae": SAE_NAME, "datasets": NAMES[1:], "target": {"dataset": "d0"}},
         ),
         (
-            "rule of 5 features over all samples",
+            "rule of 5 features that fire, over all samples, measured and stored",
             "100",
-            "rules/bench/evaluate",
-            {"datasets": NAMES, "label_field": "label", "positive": 1},
+            "rules/fires/evaluate",
+            labelled,
         ),
+        ("the same above a threshold", "", "rules/above/evaluate", labelled),
         ("its discovery, 4,000 samples, without baselines", "500", "rules/discover", {**discovery, "baselines": []}),
         ("its discovery, with baselines", "500", "rules/discover", discovery),
         ("subset of 4,000 samples that keeps 95 %", "1000", f"subset?{sae}&dataset=large0&coverage=0.95", None),

@@ -17,8 +17,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.services.library import Library
-from schema.layout import FEATURE_BITS, SAMPLE_BITS, feature_key, flat_column, sample_key
-from schema.lookup import Source, segments_of
+from schema.layout import FEATURE_BITS, feature_key, flat_column, sample_key
+from schema.lookup import Source, segments_by_pair
 from schema.packing import accumulate, read_detail
 from schema.recipe import Recipe
 from schema.store import Store
@@ -72,10 +72,10 @@ def describe(library: Library, sae: Sae, features: Sequence[int] | None = None) 
     """
     with library.home.database.reading() as session:
         sources = sources_of(session, sae)
-        segments = [segments_of(session, source.pair) for source in sources]
+        segments = segments_by_pair(session, [source.pair for source in sources])
     if not sources:
         return {}
-    sights = _strongest(library.store, segments, features)
+    sights = _strongest(library.store, [segments[source.pair] for source in sources], features)
     _read(library.store, sources, sights)
     counts = np.stack([library.counts(source.pair).samples_any for source in sources])
     promoted = promoted_by(library.store, sae, sorted(sights))
@@ -89,76 +89,86 @@ def describe(library: Library, sae: Sae, features: Sequence[int] | None = None) 
 def _strongest(store: Store, segments: Sequence[Sequence[Segment]], features: Sequence[int] | None) -> dict[int, Sight]:
     """The samples that fire each feature most, over all datasets."""
     sights: dict[int, Sight] = {}
-    for place, each in enumerate(segments):
-        for segment in each:
-            for table in _posted(store, segment, features):
-                _collect(table, place, segment, features, sights)
+    begins = {segment.id: (place, segment.first) for place, each in enumerate(segments) for segment in each}
+    for table in _posted(store, begins, features):
+        _collect(table, begins, features, sights)
     return sights
 
 
-def _posted(store: Store, segment: Segment, features: Sequence[int] | None) -> Iterable[pa.Table | pa.RecordBatch]:
+def _posted(
+    store: Store, segments: Iterable[int], features: Sequence[int] | None
+) -> Iterator[pa.Table | pa.RecordBatch]:
+    """Postings of all segments: of a few features in one read, else scanned."""
     columns = ["key", "samples", "maxima"]
-    if features is None or len(features) > FEW:
-        return store.span("postings", feature_key(segment.id), feature_key(segment.id + 1), columns)
-    return [store.rows("postings", [feature_key(segment.id, f) for f in features], columns)]
+    if features is not None and len(features) <= FEW:
+        yield store.rows("postings", [feature_key(segment, f) for segment in segments for f in features], columns)
+        return
+    for segment in segments:
+        yield from store.span("postings", feature_key(segment), feature_key(segment + 1), columns)
 
 
 def _collect(
     table: pa.Table | pa.RecordBatch,
-    place: int,
-    segment: Segment,
+    begins: dict[int, tuple[int, int]],
     features: Sequence[int] | None,
     sights: dict[int, Sight],
 ) -> None:
-    keys = table.column("key").to_numpy() & ((1 << FEATURE_BITS) - 1)
+    """Keeps the strongest samples of every row.
+
+    Args:
+        begins: segment -> the place of its dataset, and its first sample.
+    """
+    keys = table.column("key").to_numpy()
     wanted = None if features is None else set(features)
     (differing, offsets), (codes, _) = (flat_column(table.column(name)) for name in ("samples", "maxima"))
     samples = accumulate(differing.astype(np.int64), offsets)
-    for feature, begin, stop in zip(keys.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+    for key, begin, stop in zip(keys.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        feature = key & ((1 << FEATURE_BITS) - 1)
         if begin == stop or (wanted is not None and feature not in wanted):
             continue
+        place, first = begins[key >> FEATURE_BITS]
         mine = codes[begin:stop].astype(np.int64)
         best = np.lexsort((samples[begin:stop], -mine))[:TOP]
-        found = [(-int(mine[i]), place, int(samples[begin + i]) + segment.first) for i in best]
+        found = [(-int(mine[i]), place, int(samples[begin + i]) + first) for i in best]
         sight = sights.setdefault(feature, Sight())
         sight.strongest = sorted([*sight.strongest, *found])[:TOP]
 
 
 def _read(store: Store, sources: Sequence[Source], sights: dict[int, Sight]) -> None:
     """Counts the tokens on which each feature fires in its strongest samples."""
-    for place, source in enumerate(sources):
-        wanted: dict[int, list[int]] = {}
-        for feature, sight in sights.items():
-            for _, where, ordinal in sight.strongest:
-                if where == place:
-                    wanted.setdefault(ordinal, []).append(feature)
-        for ordinal, features, starts, ends, text in _firings(store, source, wanted):
-            for feature, begin, end in zip(features, starts, ends, strict=True):
-                sights[feature].pieces[text[ordinal][begin:end].strip()] += 1
+    wanted: dict[tuple[int, int], list[int]] = {}
+    for feature, sight in sights.items():
+        for _, place, ordinal in sight.strongest:
+            wanted.setdefault((place, ordinal), []).append(feature)
+    for feature, piece in _firings(store, sources, wanted):
+        sights[feature].pieces[piece] += 1
 
 
 def _firings(
-    store: Store, source: Source, wanted: dict[int, list[int]]
-) -> Iterator[tuple[int, list[int], list[int], list[int], dict[int, str]]]:
-    """For each sample: the firings of the features wanted, and which characters each is of."""
-    ordinals = sorted(wanted)
-    for at in range(0, len(ordinals), BLOCK):
-        block = ordinals[at : at + BLOCK]
-        forward = store.rows("forward", [sample_key(source.pair, o) for o in block], ["features", "detail"])
-        tokens = store.rows("tokens", [sample_key(source.run, o) for o in block], ["starts", "ends"])
-        samples = store.rows("samples", [sample_key(source.dataset_id, o) for o in block], ["record"])
-        records = samples.column("record").to_pylist()
-        text = {o: source.recipe.render(json.loads(record)) for o, record in zip(block, records, strict=True)}
+    store: Store, sources: Sequence[Source], wanted: dict[tuple[int, int], list[int]]
+) -> Iterator[tuple[int, str]]:
+    """Every firing of the features wanted in a sample: the feature and the token's text.
+
+    Args:
+        wanted: (place of the dataset, ordinal) -> features.
+    """
+    everything = sorted(wanted)
+    for at in range(0, len(everything), BLOCK):
+        block = [(sources[place], place, ordinal) for place, ordinal in everything[at : at + BLOCK]]
+        forward = store.rows("forward", [sample_key(s.pair, o) for s, _, o in block], ["features", "detail"])
+        tokens = store.rows("tokens", [sample_key(s.run, o) for s, _, o in block], ["starts", "ends"])
+        samples = store.rows("samples", [sample_key(s.dataset_id, o) for s, _, o in block], ["record"])
         differing, offsets = flat_column(forward.column("features"))
         absolute = accumulate(differing.astype(np.int64), offsets)
         (starts, edges), (ends, _) = (flat_column(tokens.column(name)) for name in ("starts", "ends"))
-        details = forward.column("detail").to_pylist()
-        for i, key in enumerate(forward.column("key").to_pylist()):
-            ordinal = key & ((1 << SAMPLE_BITS) - 1)
-            detail = read_detail(details[i], absolute[offsets[i] : offsets[i + 1]])
-            kept = np.isin(detail.feature, wanted[ordinal])
-            position = detail.position[kept] + edges[i]
-            yield ordinal, detail.feature[kept].tolist(), starts[position].tolist(), ends[position].tolist(), text
+        blobs, records = forward.column("detail").to_pylist(), samples.column("record").to_pylist()
+        for i, (source, place, ordinal) in enumerate(block):
+            text = source.recipe.render(json.loads(records[i]))
+            detail = read_detail(blobs[i], absolute[offsets[i] : offsets[i + 1]])
+            kept = np.isin(detail.feature, wanted[place, ordinal])
+            where = detail.position[kept] + edges[i]
+            for feature, begin, end in zip(detail.feature[kept].tolist(), starts[where], ends[where], strict=True):
+                yield feature, text[begin:end].strip()
 
 
 def promoted_by(store: Store, sae: Sae, features: Sequence[int]) -> dict[int, list[str]]:

@@ -13,6 +13,7 @@ from schema.wire.rules import ClassifyBody, EvaluateBody, RuleBody
 from scopebase.cli import rule_discovery
 from scopebase.cli.answers import library
 from scopebase.cli.console import print_json
+from scopebase.cli.live import DeviceOption, ModelOption, SaeDirOption, load_for
 from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, wants_json
 from scopebase.cli.rule_options import (
     Author,
@@ -177,7 +178,12 @@ def evaluate(
 @app.command("classify")
 def classify(
     name: RuleName,
-    dataset: Annotated[str, typer.Option("--dataset", help="Its stored samples are classified.")],
+    texts: Annotated[
+        MaybeTexts, typer.Argument(metavar="[TEXT]...", help="Texts, read through the model.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        MaybeText, typer.Option("--dataset", help="Its stored samples, in place of texts.", show_default=False)
+    ] = None,
     ids: Annotated[MaybeTexts, typer.Option("--id", help="These samples only.", show_default=False)] = None,
     where: Where = None,
     only: Annotated[MaybeFlag, typer.Option("--positive/--negative", help="Only those.", show_default=False)] = None,
@@ -187,15 +193,20 @@ def classify(
         MaybeText, typer.Option("--cursor", help="Where the next page begins.", show_default=False)
     ] = None,
     as_of: AsOfOption = None,
+    model: ModelOption = None,
+    sae_dir: SaeDirOption = None,
+    device: DeviceOption = "auto",
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """What a rule says of stored samples, with the tokens that decided."""
+    """What a rule says of texts or of stored samples, with the tokens that decided."""
+    from api.services.rules.book import show_rule as find
     from api.services.rules.classify import classify as ask
 
     body = body_of(
         ClassifyBody,
         version=version,
+        texts=texts or None,
         dataset=dataset,
         ids=ids or None,
         where=read_json("--where", where) or {},
@@ -205,7 +216,8 @@ def classify(
         as_of=as_of,
     )
     with library(home) as books:
-        answer = ask(books, name, body)
+        live = load_for(books, [*find(books, name, version).saes], model, sae_dir, device) if texts else None
+        answer = ask(books, name, body, live)
     if wants_json(json):
         print_json(answer)
     else:

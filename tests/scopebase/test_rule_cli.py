@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from schema.settings import Settings
-from tests.api.rule_home import SAES, make_rule_home
+from tests.api.rule_home import RIGHT, SAES, make_rule_home
 from tests.scopebase.test_cli import Call, call  # noqa: F401
 
 
@@ -44,6 +44,17 @@ def test_from_discovery_to_judgement(rule: Call) -> None:
     assert judged.out.count(" positive  ") == 2
     assert "the next page: --cursor" in judged.out
     assert "nothing changed since it was made" in rule("drift", "toxic").out
+
+
+def test_texts_are_judged_as_the_stored_samples_are(rule: Call) -> None:
+    rule("discover", "left", "--save", "toxic", "--no-baselines")
+    stored = rule("classify", "toxic", "--dataset", "right", "--limit", "1000", "--json").json["data"]
+    some = [*range(3), *range(len(RIGHT) - 3, len(RIGHT))]
+    read = rule("classify", "toxic", *(RIGHT[i]["text"] for i in some), "--json").json
+    verdicts = {sample["id"]: sample["positive"] for sample in stored}
+    assert [text["positive"] for text in read["data"]] == [verdicts[RIGHT[i]["id"]] for i in some]
+    assert len(set(verdicts.values())) == 2
+    assert rule("classify", "toxic").status == 2
 
 
 def test_a_rule_by_hand(rule: Call, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
+from schema import deadline
 from schema.errors import HomeError, InputError, WorkFailed
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
@@ -102,6 +103,7 @@ class Database:
             if alone:
                 _wait_alone(session.connection())
             yield session
+            deadline.check()  # whoever asked was told that it failed: then it must not happen
 
     def close(self) -> None:
         self.engine.dispose()

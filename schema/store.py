@@ -90,9 +90,14 @@ class Store:
         return lance.dataset(self.uri(name), metadata_cache_size_bytes=SCAN_CACHE)
 
     def refresh(self) -> None:
-        """Forgets the open handles."""
+        """Forgets the open handles that do not see the newest commit; the others keep what they have read."""
         with self._lock:
-            self._open.clear()
+            held = dict(self._open)
+        stale = {name: handle for name, handle in held.items() if not _newest(handle)}
+        with self._lock:
+            for name, handle in stale.items():
+                if self._open.get(name) is handle:
+                    del self._open[name]
 
     def rows(self, table: str, keys: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows with these keys, in the order of the keys; keys that are not there are left out."""
@@ -124,6 +129,13 @@ class Store:
             )
             .to_batches()
         )
+
+
+def _newest(handle: Any) -> bool:
+    try:
+        return bool(handle.latest_version == handle.version)
+    except (OSError, ValueError, pa.ArrowInvalid):
+        return False
 
 
 def fsync_files(paths: Iterable[Path]) -> None:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.gate.access import OPEN, Access
 from api.gate.messages import headers_of, is_upload
 from api.problems import problem
-from api.services.deadline import allow, too_slow
+from schema.deadline import allow, too_slow
 
 LOG = logging.getLogger("scopebase.requests")
 
@@ -29,7 +29,7 @@ class Limits:
             await self.app(scope, receive, send)
             return
         headers = headers_of(scope)
-        upload = is_upload(headers)
+        upload = is_upload(scope)
         most = self.access.upload_bytes if upload else self.access.body_bytes
         declared = headers.get("content-length", "")
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > self.access.target_bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from api.services import deadline
+from schema import deadline
 from schema.layout import FEATURE_BITS, SAMPLE_BITS, feature_key, flat_column, sample_key
 from schema.packing import accumulate
 from schema.records import Pool

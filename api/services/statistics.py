@@ -25,14 +25,16 @@ def inclusion(fires: Ints, n_samples: int, n: int, at_least: int = 1) -> Floats:
     Args:
         fires: (d_sae,) m, samples of all N that fire the feature.
     """
-    values, where = np.unique(fires, return_inverse=True)
+    values = np.flatnonzero(np.bincount(fires))
     if at_least == 1:
         above = 1.0 - np.exp(_log_hypergeometric(np.zeros(len(values), np.int64), values, n_samples, n))
     else:
         from scipy.stats import hypergeom  # slow to import, and seldom asked for
 
         above = hypergeom.sf(min(at_least, n_samples + 1) - 1, n_samples, values, n)
-    return np.clip(above, 0.0, 1.0)[where]
+    by_count = np.zeros(values[-1] + 1 if len(values) else 1)
+    by_count[values] = np.clip(above, 0.0, 1.0)
+    return by_count[fires]
 
 
 def _log_hypergeometric(hits: Ints, marked: Ints, total: int, drawn: int) -> Floats:

@@ -19,6 +19,9 @@ class Slice(Wire):
 
     dataset: str = Field(max_length=80)
     where: dict[str, Any] = Field(default_factory=dict, max_length=20)
+    where_not: dict[str, Any] = Field(
+        default_factory=dict, max_length=20, description="Without those whose fields meet all of this"
+    )
 
 
 class ContrastRequest(Wire):

@@ -22,20 +22,22 @@ from hypothesis import strategies as st
 
 from api.app import create_app
 from api.deps import needs
+from api.gate import messages
 from api.gate.access import Access
 from api.gate.hosts import name_of
 from api.problems import PROBLEM
-from api.services import deadline
 from api.services.access import keyring
 from api.services.access.keyring import Keyring
 from api.services.access.rates import MOST_BUCKETS, Buckets, Rate
+from schema import deadline
 from schema.audit import audit
+from schema.database import Database, upgrade
 from schema.errors import InputError, TooSlow, Unauthorized
 from schema.home import Home, open_home
 from schema.keys import create_key, revoke_key
 from schema.lab import Key
 from schema.settings import Settings
-from schema.tables import now
+from schema.tables import Setting, now
 
 ASKED = Access(auth=True)
 
@@ -284,12 +286,16 @@ def small(service: Service) -> Iterator[Any]:
         yield client
 
 
-def test_bodies_are_bounded(small: Any) -> None:
+def test_bodies_are_bounded(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert small.post("/v1/echo", json=["x" * 90]).json() == {"bytes": 94}
     check_problem(
         small.post("/v1/echo", json=["x" * 100]), 413, "larger than 100 bytes, the most that a question may be"
     )
+    for kind in ("application/x+json", "text/plain", "multipart/form-data; boundary=x"):
+        said = small.post("/v1/echo", content=b"x" * 101, headers={"content-type": kind})
+        check_problem(said, 413, "the most that a question may be")
     upload = {"headers": {"content-type": "application/x-ndjson"}}
+    monkeypatch.setattr(messages, "UPLOADS", {"/v1/echo"})
     assert small.post("/v1/echo", content=b"x" * 1000, **upload).json() == {"bytes": 1000}
     check_problem(small.post("/v1/echo", content=b"x" * 1001, **upload), 413, "the most that an upload may be")
 
@@ -314,7 +320,8 @@ def test_an_answer_that_takes_too_long(small: Any) -> None:
     assert "retry-after" not in response.headers, "the same again would take as long again"
 
 
-def test_uploads_take_the_time_they_need(small: Any) -> None:
+def test_uploads_take_the_time_they_need(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "UPLOADS", {"/v1/slow"})
     response = small.post(
         "/v1/slow", params={"seconds": 1.3}, content=b"x", headers={"content-type": "application/x-ndjson"}
     )
@@ -330,6 +337,23 @@ def test_work_stops_once_nobody_waits() -> None:
     deadline.check()  # no limit
     with ThreadPoolExecutor(1) as pool, pytest.raises(TooSlow, match="took longer than the 0.01 s"):
         pool.submit(work).result()
+
+
+def test_what_was_answered_with_too_slow_is_not_written(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'late.db'}")
+    upgrade(database)
+
+    def write() -> None:
+        deadline.allow(0.01)
+        with database.writing() as session:
+            session.add(Setting(name="late", value="1"))
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(TooSlow):
+        pool.submit(write).result()
+    with database.reading() as session:
+        assert session.get(Setting, "late") is None
+    database.close()
 
 
 def test_so_many_at_once_and_no_more(service: Service) -> None:

@@ -48,6 +48,26 @@ def test_a_label_from_making_to_undo(client: TestClient) -> None:
     assert [e["action"] for e in client.get(f"{url}/history").json()["data"]] == ["undo", "delete", "edit", "create"]
 
 
+def test_a_label_whose_making_was_undone_comes_back(client: TestClient) -> None:
+    url = f"/v1/labels/{client.post('/v1/labels', json={'feature': 'm/3-tiny/7', 'text': 'apples'}).json()['id']}"
+    client.delete(url)
+    assert client.post(f"{url}/undo").json()["deleted"] is False
+    assert client.post(f"{url}/undo").json()["deleted"] is True, "its making is taken back"
+    assert client.post(f"{url}/undo").json()["text"] == "apples"
+    assert client.get(url).status_code == 200
+    assert client.post(f"{url}/undo").status_code == 409
+
+
+def test_damaged_packs_are_one_sentence(client: TestClient) -> None:
+    whole = gzip.compress(b'{"feature": "m/3-tiny/7", "text": "apples"}\n' * 200, mtime=0)
+    for place in range(10, len(whole) - 8, 5):
+        damaged = whole[:place] + b"\xff" * 8 + whole[place + 8 :]
+        said = client.post("/v1/labels/import", content=damaged, headers={"content-type": "application/x-ndjson"})
+        assert said.status_code in (200, 422), said.text
+    said = client.post("/v1/labels/import", content=b"[" * 200_000, headers={"content-type": "application/x-ndjson"})
+    assert said.status_code == 422
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [

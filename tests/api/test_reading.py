@@ -257,5 +257,11 @@ def test_what_cannot_be_contrasted(library: Library) -> None:
     with pytest.raises(NoModel, match="no model is loaded"):
         contrast(library, None, ContrastRequest(positive=["a"], negative=["b"], sae=SAE))
     nobody = {"dataset": "songs", "where": {"mood": "angry"}}
-    with pytest.raises(InputError, match="no sample of songs meets"):
+    with pytest.raises(InputError, match="no sample of songs is left by"):
         contrast(library, None, ContrastRequest(positive=nobody, negative={"dataset": "tales"}, sae=SAE))  # type: ignore[arg-type]
+    sad, songs = {"dataset": "songs", "where": {"mood": "sad"}}, {"dataset": "songs"}
+    with pytest.raises(InputError, match=r"both sides have \d+ samples of songs in common and cannot be compared"):
+        contrast(library, None, ContrastRequest(positive=sad, negative=songs, sae=SAE))  # type: ignore[arg-type]
+    rest = {**songs, "where_not": {"mood": "sad"}}
+    answer = contrast(library, None, ContrastRequest(positive=sad, negative=rest, sae=SAE))  # type: ignore[arg-type]
+    assert sum(answer.n.values() if isinstance(answer.n, dict) else answer.n) == 45

@@ -65,6 +65,23 @@ def test_lm_eval_samples(tmp_path: Path) -> None:
     assert scores(read_file(packed, "acc_norm")) == {"doc_id 3": 0.0, "doc_id 0": 1.0}
 
 
+def test_damaged_and_odd_files_are_one_sentence(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps({"doc_id": 0, "acc": 1}).encode() * 50, mtime=0)
+    odd = {
+        "cut.jsonl.gz": whole[:-12],
+        "broken.jsonl.gz": whole[:20] + b"\xff" * 8 + whole[28:],
+        "list.json": b'{"samples": [[1]]}',
+        "scores.json": b'{"samples": [{"id": 1, "scores": [1]}]}',
+        "deep.json": b"[" * 100_000,
+    }
+    for name, content in odd.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            read_file(tmp_path / name, "acc")
+    with pytest.raises(InputError, match="is no finite number"):
+        parse_rows([{"id": "a", "acc": 1e300}], "acc", "x")
+
+
 def test_a_filter_is_chosen_as_lm_eval_names_it() -> None:
     rows = [lm_eval(0, f, exact_match=v) for f, v in (("strict-match", 0), ("flexible-extract", 1))]
     assert scores(parse_rows(rows, "exact_match,flexible-extract", "x")) == {"doc_id 0": 1.0}

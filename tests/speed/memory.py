@@ -14,13 +14,14 @@ from tests.speed.harness import FOLDER, Table, fresh
 
 SIZES = (1_000, 10_000, 100_000)
 SCRIPT = """
-import resource, sys, scopebase
+import re, sys, scopebase
 from indexer.config import IndexConfig
 from indexer.run import index
 from schema.settings import Settings
 home, model, sae, data = sys.argv[1:]
 report = index(IndexConfig(model, sae, (("d", data),), layers="1"), Settings.read(home, {}))[0]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, report.n_tokens, report.n_activations)
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # rusage would count the parent's too
+print(peak // 1024, report.n_tokens, report.n_activations)
 """
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ import pyarrow as pa
 from schema.errors import InputError
 
 LETTERS = {"c": 1.0, "p": 0.5, "i": 0.0, "n": 0.0, "true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
+LARGEST_SCORE = 1e100
 ZSTD_METHOD = 93
 """Of zip; newer Inspect logs use it, Python's zipfile knows it from 3.14 on."""
 
@@ -72,9 +74,11 @@ def read_file(path: Path, metric: str) -> ScoreFile:
             gzip.open(path, "rt", encoding="utf-8") if head[:2] == b"\x1f\x8b" else path.open(encoding="utf-8") as text
         ):
             return _json(path, text, metric)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, RecursionError, KeyError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: {error}; expected lm-eval samples, an Inspect log, CSV or JSONL") from error
 
 
@@ -181,6 +185,8 @@ def _inspect(path: Path, documents: Iterator[dict[str, Any]], metric: str) -> Sc
     header = next(documents)
     by_sample: dict[str, list[Scored]] = {}
     for sample in documents:
+        if not isinstance(sample, dict):
+            raise InputError(f"{path}: a sample of an Inspect log is an object, not {str(sample)[:40]!r}")
         scored = _inspect_sample(sample, metric, f"{path}, sample {sample.get('id')}")
         by_sample.setdefault(str(scored.id), []).append(scored)
     if not by_sample:
@@ -196,12 +202,14 @@ def _inspect(path: Path, documents: Iterator[dict[str, Any]], metric: str) -> Sc
 def _inspect_sample(sample: dict[str, Any], metric: str, where: str) -> Scored:
     """Its metric is a scorer, or `scorer.key` where a scorer gives several values; a lone scorer needs no name."""
     scores = sample.get("scores") or {}
+    if not isinstance(scores, dict):
+        raise InputError(f"{where}: its 'scores' are no object of scorers")
     scorer, _, key = metric.partition(".")
     if scorer not in scores and len(scores) == 1:
         scorer, key = next(iter(scores)), metric
     if scorer not in scores:
         raise InputError(f"{where}: no score {metric!r}; its scorers are {', '.join(scores) or 'none'}")
-    value = scores[scorer].get("value")
+    value = scores[scorer].get("value") if isinstance(scores[scorer], dict) else scores[scorer]
     if isinstance(value, dict):
         value = value.get(key)
     id_, text = sample.get("id"), _last_text(sample.get("input"))
@@ -221,7 +229,7 @@ def number_of(value: Any, where: str, name: str) -> float:
     """A score as a number.
 
     Raises:
-        InputError: it is none, or not finite.
+        InputError: it is none, not finite, or too large to be averaged.
     """
     number = math.nan
     with contextlib.suppress(ValueError, OverflowError):
@@ -230,6 +238,6 @@ def number_of(value: Any, where: str, name: str) -> float:
             number = LETTERS[text] if text in LETTERS else float(text)
         elif isinstance(value, bool | int | float):
             number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST_SCORE:
         raise InputError(f"{where}: {name}={str(value)[:40]!r} is no finite number; leave such rows out")
     return number

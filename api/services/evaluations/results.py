@@ -16,7 +16,7 @@ from api.services.evaluations.files import ScoreFile
 from api.services.evaluations.matching import Matched, match
 from api.services.library import Library
 from schema.audit import audit
-from schema.errors import InputError, NotFound, not_found
+from schema.errors import InputError, NotFound, WorkFailed, not_found
 from schema.lab import Evaluation
 from schema.lookup import find_dataset
 from schema.names import parse_dataset
@@ -223,5 +223,16 @@ def read_panel(library: Library, dataset: str | int, metric: str | None, least: 
             f"{name} has {len(chosen)} evaluated models under {chosen[0].metric}; this needs at least {least}"
         )
     ids = [row.id for row in chosen]
-    scores = library.remembered(("panel", *ids), lambda: np.stack(read_scores(library.store, ids)))
+    try:
+        scores = library.remembered(("panel", *ids), lambda: np.stack(read_scores(library.store, ids)))
+    except WorkFailed:
+        if _listed(library, ids):
+            raise
+        return read_panel(library, dataset, metric, least)  # one of them was replaced since
     return Panel(found, chosen[0].metric, [row.evaluated for row in chosen], ids, scores)
+
+
+def _listed(library: Library, ids: list[int]) -> bool:
+    """Whether the database still lists all these evaluations."""
+    with library.home.database.reading() as session:
+        return len(session.scalars(select(Evaluation.id).where(Evaluation.id.in_(ids))).all()) == len(ids)

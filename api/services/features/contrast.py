@@ -134,17 +134,27 @@ def _stored(library: Library, request: ContrastRequest) -> tuple[Found, tuple[in
         saes = find_saes(session, request.sae, request.saes)
         names = list(dict.fromkeys(each.dataset for each in slices if isinstance(each, Slice)))
         subjects = [find_sources(session, sae.name, names) for sae in saes]
-    drawn, available = [], []
-    for each in slices:
+    drawn: list[Ints] = []
+    whole: list[Ints] = []
+    sources = [_source(subjects[0], names, each) for each in slices if isinstance(each, Slice)]
+    for each, source in zip(slices, sources, strict=True):
         assert isinstance(each, Slice)
-        ordinals = select_samples(library, _source(subjects[0], names, each), each.where)
+        ordinals = select_samples(library, source, each.where)
+        if each.where_not:
+            ordinals = np.setdiff1d(ordinals, select_samples(library, source, each.where_not), assume_unique=True)
         if not len(ordinals):
-            raise InputError(f"no sample of {each.dataset} meets {each.where}")
-        available.append(len(ordinals))
+            raise InputError(f"no sample of {each.dataset} is left by {each.where} and not {each.where_not}")
+        whole.append(ordinals)
         if len(ordinals) > request.samples:
             rng = np.random.default_rng(request.seed)
             ordinals = np.sort(rng.choice(ordinals, request.samples, replace=False))
         drawn.append(ordinals)
+    shared = len(np.intersect1d(whole[0], whole[1], assume_unique=True)) if sources[0].pair == sources[1].pair else 0
+    if shared:
+        raise InputError(
+            f"both sides have {shared:,} samples of {sources[0].name} in common and cannot be compared; "
+            "take the rest of a dataset with where_not"
+        )
     found: Found = []
     for sae, subject in zip(saes, subjects, strict=True):
         sides = (Side(sae.d_sae), Side(sae.d_sae))
@@ -152,7 +162,7 @@ def _stored(library: Library, request: ContrastRequest) -> tuple[Found, tuple[in
             assert isinstance(each, Slice)
             _add_stored(library, side, _source(subject, names, each), ordinals)
         found.append((sae, sides, provenance(subject, "any")))
-    return found, tuple(available)
+    return found, tuple(len(ordinals) for ordinals in whole)
 
 
 def _source(subject: Subject, names: Sequence[str], wanted: Slice) -> Source:

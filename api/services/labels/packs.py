@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def _label(line: bytes, place: str, home: str | None) -> tuple[str | None, PackL
 def _row(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: no JSON ({error})") from None
     if not isinstance(row, dict):
         raise InputError(f"{place}: a label is a JSON object")
@@ -114,7 +115,7 @@ def _lines(file: BinaryIO, name: str) -> Iterator[bytes]:
             if len(line) > LONGEST_LINE:
                 raise InputError(f"{name}, line {number:,}: longer than {LONGEST_LINE >> 20} MiB")
             yield line
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{name}, after line {number:,}: cannot be read on ({error})") from None
 
 
@@ -153,7 +154,7 @@ def _from_row(row: dict[str, Any], place: str, home: str | None) -> tuple[str | 
         given = {key: value for key, value in row.items() if value is not None}
         parsed = {key: json.loads(given[key]) for key in JSON_COLUMNS if key in given}
         return home, PackLabel.model_validate(given | parsed)
-    except (ValidationError, ValueError, TypeError) as error:
+    except (ValidationError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{place}: {_first(error) if isinstance(error, ValidationError) else error}") from None
 
 

@@ -71,7 +71,7 @@ def history(library: Library, uid: str, limit: int = 50, cursor: str | None = No
 
 
 def undo(library: Library, uid: str, actor: str, version: int | None = None) -> LabelItem:
-    """Takes the last change back that was not taken back yet. Of a label that was only made, that is its making.
+    """Takes the last change back that was not taken back yet. Of a label that was only made, that is its making; then it comes back.
 
     Raises:
         Conflict: nothing is left to take back, or somebody changed the label since the version named.
@@ -82,8 +82,9 @@ def undo(library: Library, uid: str, actor: str, version: int | None = None) -> 
         undone = select(LabelEvent.undoes).where(LabelEvent.label_id == label.id, LabelEvent.undoes.is_not(None))
         mine = select(LabelEvent).where(LabelEvent.label_id == label.id, LabelEvent.action != "undo")
         last = session.scalars(mine.where(LabelEvent.id.not_in(undone)).order_by(LabelEvent.id.desc()).limit(1)).first()
-        if last is None:
+        if last is None and label.deleted_at is None:
             raise Conflict(f"nothing of label {uid} is left to undo")
-        update(session, label, last.before or {"deleted": True}, "undo", actor, undoes=last.id)
-        audit(session, actor, "label.undo", uid, {"event": last.id})
+        change = {"deleted": False} if last is None else last.before or {"deleted": True}
+        update(session, label, change, "undo", actor, undoes=last.id if last else None)
+        audit(session, actor, "label.undo", uid, {"event": last.id if last else None})
         return item(label, session.get_one(Sae, label.sae_id))

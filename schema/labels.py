@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import case, func, select
+from sqlalchemy import case, exists, func, select
 from sqlalchemy.orm import Session
 
 from schema.lab import Label
@@ -20,6 +20,8 @@ def best_labels(session: Session, sae_id: int, features: Sequence[int]) -> dict[
 
     Features without a label are left out.
     """
+    if not session.scalar(select(exists().where(Label.sae_id == sae_id))):
+        return {}  # a list of features is dear to ask for
     trust = case({source: i for i, source in enumerate(SOURCES)}, value=Label.source, else_=len(SOURCES))
     order = (
         Label.votes.desc(),

@@ -1,6 +1,6 @@
 """`make bench`: measures what Scopebase promises, as ratios in one run, and prints tables for docs/benchmarks.md.
 
-    python -m tests.speed                        # everything, about 25 minutes on two cores
+    python -m tests.speed                        # everything, about 35 minutes on two cores
     python -m tests.speed indexing --rounds 5    # one part
     python -m tests.speed indexing --peers /path/to/python   # an interpreter with sae-lens or eai-delphi installed
 

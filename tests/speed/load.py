@@ -24,9 +24,9 @@ import psutil
 from tests.speed import synthetic
 from tests.speed.harness import FOLDER, Table, fresh
 
-RATE, SECONDS, WARM = 200, 20, 30
+RATE, SECONDS, WARM = 200, 20, 60
 N_DATASETS, N_SAMPLES, N_CONNECTIONS = 20, 1000, 32
-WORKERS = 1
+WORKERS = 2
 
 
 @dataclass

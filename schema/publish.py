@@ -29,6 +29,8 @@ Staged = dict[str, list[str]]
 
 PAGE_BYTES = 1 << 20
 """What a column collects before it is written; Lance's 8 MiB hold 50 MB more memory and save nothing."""
+FAULTS = (CommitConflictError, OSError, RuntimeError, pa.ArrowInvalid)
+"""What Lance raises where a table is changed under it, and for real faults too; `overtaken` tells them apart."""
 ATTEMPTS = 20
 """How often a commit that was overtaken looks again before the fault is taken for a damaged store."""
 
@@ -85,7 +87,7 @@ def publish(store: Store, table: str, staged: Callable[[], list[str]]) -> int:
         with storage_faults(store):
             try:
                 return _publish(store, table, staged)
-            except (CommitConflictError, OSError, pa.ArrowInvalid) as error:
+            except FAULTS as error:
                 if not overtaken(error):
                     raise
         time.sleep(0.01 * attempt)
@@ -109,8 +111,8 @@ def _publish(store: Store, table: str, staged: Callable[[], list[str]]) -> int:
     if fence_id(store.latest(table)) != fence:
         raise CommitConflictError("the fence was replaced")
     done = lance.LanceDataset.commit(store.uri(table), change, read_version=snapshot.version, max_retries=0)
-    if store.local:
-        fsync_files([*_files(store, table, next_fence), *_manifest(store, table, done.version)])
+    if store.local:  # who has overtaken this commit since may have removed its manifest and fence
+        fsync_files([*_files(store, table, next_fence), *_manifest(store, table, done.version)], missing_ok=True)
     return len(new)
 
 
@@ -133,7 +135,10 @@ def _manifest(store: Store, table: str, version: int) -> list[Path]:
 
 def overtaken(error: BaseException) -> bool:
     """Whether another process changed the table, or removed the version that was being read."""
-    return isinstance(error, CommitConflictError) or "not found" in str(error).lower()
+    text = str(error).lower()
+    return (
+        isinstance(error, CommitConflictError | FileNotFoundError) or "not found" in text or "commit conflict" in text
+    )
 
 
 @contextmanager

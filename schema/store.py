@@ -138,18 +138,27 @@ def _newest(handle: Any) -> bool:
         return False
 
 
-def fsync_files(paths: Iterable[Path]) -> None:
-    """Files, then the directories that name them, onto the disk: Lance itself never asks for it."""
+def fsync_files(paths: Iterable[Path], *, missing_ok: bool = False) -> None:
+    """Files, then the directories that name them, onto the disk: Lance itself never asks for it.
+
+    Raises:
+        FileNotFoundError: a file is not there, unless `missing_ok`: what another process has removed needs no forcing.
+    """
     folders = set()
     for path in paths:
-        _fsync(path)
+        _fsync(path, missing_ok)
         folders.add(path.parent)
     for folder in folders:
-        _fsync(folder)
+        _fsync(folder, missing_ok)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _fsync(path: Path, missing_ok: bool) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        if missing_ok:
+            return
+        raise
     try:
         os.fsync(handle)
     finally:

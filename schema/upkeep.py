@@ -6,17 +6,16 @@ before they go, because Lance itself never asks for it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pyarrow as pa
-from lance.commit import CommitConflictError
 from lance.optimize import Compaction
 
-from schema.publish import fence_id, overtaken, storage_faults
+from schema.publish import FAULTS, fence_id, overtaken, storage_faults
 from schema.store import Store, fsync_files
 
 MANY_FRAGMENTS = 16
@@ -96,7 +95,7 @@ def giving_way() -> Iterator[None]:
     """Leaves the work undone where another process overtook it."""
     try:
         yield
-    except (CommitConflictError, OSError, pa.ArrowInvalid) as error:
+    except FAULTS as error:
         if not overtaken(error):
             raise
 
@@ -107,5 +106,15 @@ def forced(store: Store, table: str) -> Iterator[None]:
     begin = time.time() - 2.0  # file systems keep time in coarse steps
     yield
     if store.local:
-        files = (path for path in Path(store.uri(table)).rglob("*") if path.is_file())
-        fsync_files([path for path in files if path.stat().st_mtime >= begin])
+        fsync_files(_written_since(Path(store.uri(table)), begin), missing_ok=True)
+
+
+def _written_since(folder: Path, begin: float) -> list[Path]:
+    """The files below a folder that changed since, as far as no other process has removed them meanwhile."""
+    found = []
+    for root, _folders, names in os.walk(folder):  # unlike Path.rglob it survives folders that go away under it
+        for path in (Path(root, name) for name in names):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime >= begin:
+                    found.append(path)
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata
 
 from schema import publish as publishing
+from schema import store as storing
 from schema import upkeep
 from schema.errors import WorkFailed
 from schema.layout import FENCE, SAMPLES, TABLES, schema_of
@@ -130,7 +133,7 @@ def test_what_maintenance_writes_is_forced_to_the_disk_before_anything_goes(
     for first in range(0, 200, 10):
         land(store, first, 10)
     forced: set[Path] = set()
-    monkeypatch.setattr(upkeep, "fsync_files", lambda paths: forced.update(paths))
+    monkeypatch.setattr(upkeep, "fsync_files", lambda paths, **_: forced.update(paths))
     maintain(store, "samples", lambda: True)
     folder = Path(store.uri("samples"))
     fragments = store.latest("samples").get_fragments()
@@ -139,6 +142,45 @@ def test_what_maintenance_writes_is_forced_to_the_disk_before_anything_goes(
     assert merged <= forced
     assert any("_indices" in path.parts for path in forced)
     assert any(path.parent.name == "_versions" for path in forced)
+
+
+def test_two_that_maintain_one_table_at_the_same_moment_do_not_stumble_over_each_other(store: Store) -> None:
+    """Each lists files that the other is just removing."""
+    fragments = [write(store, "samples", rows(first, 10)) for first in range(0, 300, 10)]
+
+    def work(mine: list[list[str]]) -> None:
+        own = Store(store.url)
+        for staged in mine:
+            publish(own, "samples", lambda staged=staged: staged)
+            maintain(own, "samples", lambda: True)
+
+    with ThreadPoolExecutor(3) as pool:
+        for job in [pool.submit(work, fragments[k::3]) for k in range(3)]:
+            job.result()
+    assert keys(store) == list(range(300))
+
+
+@pytest.mark.parametrize("vanishing", ["_transactions", "_versions"])
+def test_a_file_that_another_maintenance_removes_while_it_is_forced_is_no_fault(
+    store: Store, monkeypatch: pytest.MonkeyPatch, vanishing: str
+) -> None:
+    land(store, 0, 10)
+    real = os.open
+    gone = []
+
+    def racing(path: Path, flags: int) -> int:
+        if Path(path).parent.name == vanishing and not gone:
+            gone.append(path)
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return real(path, flags)
+
+    monkeypatch.setattr(storing.os, "open", racing)
+    maintain(store, "samples", lambda: True)
+    fragments = write(store, "samples", rows(10, 5))
+    publish(store, "samples", lambda: fragments)
+    monkeypatch.undo()
+    assert gone
+    assert keys(store) == list(range(15))
 
 
 def test_shards_of_one_row_are_not_taken_for_the_fence(store: Store) -> None:

@@ -6,6 +6,7 @@ RUN pip install --no-cache-dir -c constraints.txt torch --index-url https://down
 COPY pyproject.toml README.md LICENSE ./
 COPY schema schema
 COPY indexer indexer
+COPY steering steering
 COPY api api
 COPY migrations migrations
 COPY scopebase scopebase

@@ -3,7 +3,8 @@
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool
 
-import schema.lab  # noqa: F401 - its tables belong to the metadata
+import schema.lab
+import schema.steer  # noqa: F401 - their tables belong to the metadata
 from schema.settings import Settings
 from schema.tables import Base
 

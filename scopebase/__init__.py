@@ -2,7 +2,7 @@
 
     from scopebase import Client
 
-In a checkout the rooms `schema`, `indexer`, `api` lie beside this package; a wheel carries them inside it, under `_app`.
+In a checkout the rooms `schema`, `indexer`, `steering`, `api` lie beside this package; a wheel carries them inside it, under `_app`.
 Either way they are imported by their own names, which this line makes findable.
 """
 

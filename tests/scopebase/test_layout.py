@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("api", "indexer", "schema", "migrations")
+ROOMS = ("api", "indexer", "schema", "migrations", "steering")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,54 @@
+"""Steering vectors and strength sweeps."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "steering_vectors",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("layers", JSON, nullable=False),
+        sa.Column("d_model", sa.Integer(), nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("provenance", JSON, nullable=False),
+        sa.Column("description", sa.Text(), nullable=True),
+        sa.Column("author", sa.String(length=128), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_steering_vectors_model_id_models")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_steering_vectors")),
+        sa.UniqueConstraint("name", "version", name=op.f("uq_steering_vectors_name")),
+    )
+    op.create_table(
+        "sweeps",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("request", JSON, nullable=False),
+        sa.Column("points", JSON, nullable=False),
+        sa.Column("summary", JSON, nullable=True),
+        sa.Column("author", sa.String(length=128), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_sweeps_model_id_models")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sweeps")),
+        sa.UniqueConstraint("name", name=op.f("uq_sweeps_name")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("sweeps")
+    op.drop_table("steering_vectors")

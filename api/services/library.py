@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import lance
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
 
 from api.services.held import Held
 from schema.errors import WorkFailed
@@ -136,7 +135,10 @@ class Library:
         )
 
     def remembered(self, key: object, compute: Callable[[], Answer]) -> Answer:
-        """The result of a computation over finished runs, kept for the next pages of the same question."""
+        """The result of a computation over finished runs, kept for the next pages of the same question.
+
+        Arrays and bytes: of answers `Written` ones, because a million small objects cost the service half a second now and then.
+        """
         with self._lock:
             if key in self._answers:
                 self._answers.move_to_end(key)
@@ -156,8 +158,8 @@ def n_bytes(answer: object) -> int:
     """What an answer holds in memory, about: its arrays, and a little for everything else."""
     if isinstance(answer, np.ndarray):
         return answer.nbytes
-    if isinstance(answer, BaseModel):
-        return 4 * len(answer.model_dump_json())  # its objects are about so much larger than its text
+    if isinstance(answer, bytes):
+        return len(answer)
     if isinstance(answer, dict):
         return sum(map(n_bytes, answer.values()))
     if isinstance(answer, list | tuple):

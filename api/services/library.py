@@ -27,7 +27,8 @@ from schema.packing import VALUE_OF_BITS
 from schema.records import Pool
 
 REFRESH_SECONDS = 30.0
-CACHE_BYTES = 512 << 20
+COUNTS_BYTES = 1 << 30
+"""28 layers of 20 datasets at d_sae 32,768 take half of it."""
 HELD_BYTES = 1 << 30
 """Of token counts and decoder directions."""
 ANSWERS_BYTES = 256 << 20
@@ -65,7 +66,7 @@ class Library:
         self.home = home
         self.meaning = meaning
         self.store = home.store
-        self._counts: OrderedDict[int, Counts] = OrderedDict()
+        self._counts = Held(COUNTS_BYTES)
         self.held = Held(HELD_BYTES)
         self._answers: OrderedDict[object, object] = OrderedDict()
         self._sizes: dict[object, int] = {}
@@ -106,16 +107,7 @@ class Library:
 
     def counts(self, pair: int) -> Counts:
         """The counts of a pair of a finished run."""
-        with self._lock:
-            if pair in self._counts:
-                self._counts.move_to_end(pair)
-                return self._counts[pair]
-        counts = self._read(pair)
-        with self._lock:
-            self._counts[pair] = counts
-            while len(self._counts) > 1 and sum(c.nbytes for c in self._counts.values()) > CACHE_BYTES:
-                self._counts.popitem(last=False)
-        return counts
+        return self._counts.get(pair, lambda: self._read(pair))
 
     def _read(self, pair: int) -> Counts:
         columns = ["n_samples", "n_tokens", "samples_any", "samples_last", "tokens", "maxima"]

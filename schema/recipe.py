@@ -31,6 +31,8 @@ class Recipe:
     dtype: str = "float32"
     """The model's arithmetic. SAEs always encode and select in float32."""
     tokenizer_sha256: str = ""
+    origin: str = ""
+    """What made the activations where Scopebase did not: `delphi <SHA-256 of its cache>`."""
 
     def __post_init__(self) -> None:
         if self.mask not in MASKS:
@@ -42,7 +44,7 @@ class Recipe:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
     @property
     def comparable(self) -> tuple[str, int, str, str]:
@@ -55,7 +57,8 @@ class Recipe:
         return (self.template, None if self.template is not None else self.text_field)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is stored. A run of our own has no `origin`, nor had any before there was one."""
+        return {name: value for name, value in asdict(self).items() if name != "origin" or value}
 
     def render(self, record: Mapping[str, Any]) -> str:
         """The text of one row.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,6 @@ from api.services.exchange.plan import plan
 from api.services.library import Library
 from api.services.questions.diff import diff
 from api.services.questions.overlap import overlap
-from indexer import worker
 from indexer.caches.spelling import Speller
 from indexer.caches.subjects import Taking
 from indexer.caches.taking import take_in_delphi
@@ -33,7 +32,6 @@ from schema.home import open_home
 from schema.layout import sample_key
 from schema.lookup import find_dataset
 from schema.packing import VALUE_OF_BITS
-from schema.publish import size
 from schema.recipe import Recipe
 from schema.records import RunReport
 from schema.settings import Settings
@@ -193,27 +191,39 @@ def test_taken_in_again_nothing_is_written(home: Settings, cache: Path, release_
     assert (stated.run, stated.already) == (first.run + 1, False), "another statement of how it was made, another run"
 
 
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import scopebase
+from indexer import worker
+from indexer.caches.subjects import Taking
+from indexer.caches.taking import take_in_delphi
+from schema.settings import Settings
+
+at, home, folder, asked = json.loads(sys.argv[1])
+staged, size = 0, worker.size
+
+def stop(fragments):
+    global staged
+    staged += 1
+    if staged == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return size(fragments)
+
+worker.size = stop
+take_in_delphi(Taking(Path(folder), **asked), Settings.read(Path(home), {}))
+"""
+
+
 @pytest.mark.parametrize("at", [1, 3, 4])
 def test_killed_in_the_middle_the_same_call_ends_the_same(
     home: Settings, tmp_path: Path, cache: Path, release_dir: Path, model_dir: Path, at: int
 ) -> None:
-    """SIGKILL after so many shards were staged, and before they are published."""
-    child = os.fork()
-    if child == 0:
-        staged = 0
-
-        @functools.wraps(size)
-        def stop(fragments: Any) -> int:
-            nonlocal staged
-            staged += 1
-            if staged == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return size(fragments)
-
-        worker.size = stop  # type: ignore[attr-defined]
-        take_in_delphi(asked(cache, release_dir, model_dir), home)
-        os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    """SIGKILL after so many shards were written, and before the ledger hears of the last one."""
+    given = {"sae": str(release_dir), "dataset": "taken", "model": str(model_dir), "set_name": "tiny"}
+    words = json.dumps([at, str(home.home), str(cache / "latents" / "layers.2"), given])
+    killed = subprocess.run([sys.executable, "-c", KILLED, words], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     report: RunReport = take_in_delphi(asked(cache, release_dir, model_dir), home)
     undisturbed = Settings.read(tmp_path / "undisturbed", {})
     take_in_delphi(asked(cache, release_dir, model_dir), undisturbed)

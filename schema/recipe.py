@@ -12,6 +12,9 @@ from typing import Any
 from schema.errors import InputError
 
 MASKS = ("none", "special", "first", "special,first")
+DTYPES = ("float32", "bfloat16", "float16")
+UNKNOWN = "unknown"
+"""The arithmetic of activations that another tool made and does not tell."""
 MAX_TOKENS = 65_535  # a position is stored in 16 bits
 MAX_CHARS = 1_000_000  # a text this long or longer is refused
 

@@ -10,10 +10,11 @@ from indexer.progress import Progress
 from indexer.saes import Release, open_release
 from indexer.subject import Described
 from indexer.tokens import Tokenizer
+from schema.catalog import check_model, check_sae, known_sae
 from schema.errors import Conflict, InputError, NotFound
 from schema.home import Home
 from schema.lookup import find_sae
-from schema.names import check_set, set_from_release
+from schema.names import SaeName, check_set, set_from_release
 from schema.records import ModelCard, SaeCard
 from schema.tables import Sae
 
@@ -58,7 +59,7 @@ def find_subjects(asked: Taking, cache: Cache, home: Home | None, progress: Prog
     """
     known = _known(asked.sae, home)
     if known is None:
-        return _of_release(asked, cache)
+        return _of_release(asked, cache, home)
     if asked.layer is not None and asked.layer != known.layer:
         raise InputError(f"--layer {asked.layer}: SAE {known.name} is of layer {known.layer}")
     _check_hookpoint(asked.folder.name, known.layer)
@@ -92,7 +93,7 @@ def _tokenizer(source: str, model: ModelCard, progress: Progress) -> Tokenizer |
     return tokenizer
 
 
-def _of_release(asked: Taking, cache: Cache) -> Subjects:
+def _of_release(asked: Taking, cache: Cache, home: Home | None) -> Subjects:
     """An SAE that the home need not know yet."""
     if asked.sae is None:
         raise InputError("name the SAE with --sae: its release, as 'scopebase index' takes it")
@@ -111,7 +112,19 @@ def _of_release(asked: Taking, cache: Cache) -> Subjects:
             f"{model.card.n_layers} blocks of width {model.card.d_model}: they do not belong together"
         )
     set_name = check_set(asked.set_name or set_from_release(release.name))
-    return Subjects(model.card, release.card(sae, sae.sha256()), set_name, model.tokenizer, release, None)
+    card = release.card(sae, sae.sha256())
+    if home is not None:
+        _check_home(home, model.card, set_name, card)
+    return Subjects(model.card, card, set_name, model.tokenizer, release, None)
+
+
+def _check_home(home: Home, model: ModelCard, set_name: str, sae: SaeCard) -> None:
+    """Refuses names that stand for other weights or tensors in the home."""
+    with home.database.reading() as session:
+        check_model(session, model)
+        known = known_sae(session, str(SaeName(model.name, sae.layer, set_name)))
+        if known is not None:
+            check_sae(known, sae)
 
 
 def _layer(hookpoint: str, release: Release) -> int:

@@ -24,14 +24,14 @@ from indexer.caches.spelling import Speller
 from indexer.caches.subjects import Subjects, Taking, find_subjects
 from indexer.prepare import CPU_BATCH_TOKENS
 from indexer.progress import Progress, Silent
-from indexer.run import register, report, tidy
+from indexer.run import register, report, take_up, tidy
 from indexer.saes.known import load_known
 from indexer.survey import DatasetSpec, ShardSize, survey
-from indexer.worker import Worker, publish_staged
+from indexer.worker import Worker
 from schema.errors import Conflict, InputError
 from schema.home import Home, check_writable, find_home, make_home
 from schema.names import check_dataset
-from schema.recipe import Recipe
+from schema.recipe import DTYPES, UNKNOWN, Recipe
 from schema.records import RunReport, Survey, Tokens
 from schema.settings import Settings
 from schema.tables import Run, Sae, Shard
@@ -60,8 +60,7 @@ def take_in_delphi(asked: Taking, settings: Settings, progress: Progress | None 
         found = survey(spec, ShardSize.for_batches(CPU_BATCH_TOKENS))
         found = replace(found, source=str(asked.folder.resolve()))
         with closing(make_home(settings)) as home:
-            publish_staged(home)  # what a killed process had staged
-            home.ledger.reclaim()
+            take_up(home)
             return _work(
                 home, subjects, recipe, spec, found, _Engine(cache, checked, speller, firsts, lengths), progress
             )
@@ -133,6 +132,8 @@ class CacheWorker(Worker):
 
 def _recipe(asked: Taking, cache: Cache, subjects: Subjects, checked: Checked) -> Recipe:
     """How the activations were made: as asked, as the cache says, else unknown."""
+    if asked.dtype not in (None, *DTYPES):
+        raise InputError(f"--dtype {asked.dtype!r}: one of {', '.join(DTYPES)}")
     said = cache.manifest.get("recipe", {})
     tokenizer_sha256 = subjects.model.tokenizer_sha256
     if said.get("tokenizer_sha256", tokenizer_sha256) != tokenizer_sha256:
@@ -146,7 +147,7 @@ def _recipe(asked: Taking, cache: Cache, subjects: Subjects, checked: Checked) -
     return Recipe(
         max_tokens=int(said.get("max_tokens", cache.context)),
         mask=asked.mask or said.get("mask", "none"),
-        dtype=asked.dtype or said.get("dtype", "unknown"),
+        dtype=asked.dtype or said.get("dtype", UNKNOWN),
         tokenizer_sha256=tokenizer_sha256,
         origin=f"delphi {checked.sha256}",
     )

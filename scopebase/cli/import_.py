@@ -149,6 +149,10 @@ def delphi(
     from api.services.exchange.delphi_reading import cache_of, read_delphi
 
     if dataset and not check:
+        if dry_run:
+            raise InputError(
+                "--dry-run is for labels; --check compares a cache with what is indexed and writes nothing"
+            )
         cache = cache_of(_there(folder), hookpoint, layer)
         _take_in_delphi(cache, sae, dataset, (layer, model, model_name, set_name, mask, dtype), settings(home), json)
         return

@@ -19,6 +19,7 @@ from api.gate.hosts import HostGate
 from api.gate.journal import HEADER, Journal
 from api.gate.keys import KeyGate
 from api.gate.limits import Limits
+from api.gate.metrics import Counted, Metrics
 from api.openapi import complete
 from api.problems import PROBLEM as PROBLEM
 from api.problems import problem
@@ -31,6 +32,7 @@ from api.routes import (
     health,
     label_packs,
     labels,
+    metrics,
     neuronpedia,
     query,
     questions,
@@ -81,7 +83,9 @@ def create_app(
     )
     app.state.library = Library(home, meaning)
     app.state.live = live
+    app.state.metrics = Metrics(home)
     app.include_router(health.router, prefix="/v1")
+    app.include_router(metrics.router, dependencies=[needs("read")])
     for module in ROUTES:
         app.include_router(module.router, prefix="/v1", dependencies=[needs("read")])
     app.include_router(neuronpedia.router, prefix="/api", dependencies=[needs("read")])
@@ -108,6 +112,7 @@ def _guard(app: FastAPI, home: Home, access: Access) -> None:
             expose_headers=[HEADER, "retry-after", "ratelimit", "ratelimit-policy"],
         )
     app.add_middleware(HostGate, access=access)
+    app.add_middleware(Counted, metrics=app.state.metrics)
     app.add_middleware(Journal, log=access.log)
 
 

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -33,6 +34,7 @@ def hand_over(access: Access, settings: Settings, meaning: str | None) -> None:
     os.environ[ACCESS] = TypeAdapter(Access).dump_json(access).decode()
     os.environ[MEANING] = meaning or ""
     os.environ["SCOPEBASE_HOME"] = str(settings.home)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="scopebase-metrics-")
 
 
 def make() -> FastAPI:

@@ -88,7 +88,7 @@ class TooSlow(WorkFailed):
 
 
 class TooMany(WorkFailed):
-    """More requests than one key or address may make in that time."""
+    """More requests than one key or address may make in that time, or than there is room for."""
 
     http_status = 429
 

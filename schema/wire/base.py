@@ -73,7 +73,9 @@ class Problem(Wire):
     status: int
     detail: str
     errors: list[dict[str, str]] | None = None
-    error: OpenAiError | None = Field(None, description="The same, on the routes that answer in OpenAI's shapes")
+    error: OpenAiError | None = Field(
+        default=None, description="The same, on the routes that answer in OpenAI's shapes"
+    )
 
 
 class Health(Wire):

@@ -195,7 +195,7 @@ class ChatCompletion(Answered):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     unsteered: list[ChatChoice] | None = Field(
-        None, description="With `compare`: the same choices without steering, in the same order"
+        default=None, description="With `compare`: the same choices without steering, in the same order"
     )
 
 
@@ -217,4 +217,6 @@ class ChatChunk(Answered):
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice] = Field(description="One with more text; none in the chunk that tells the usage")
-    unsteered: Literal[True] | None = Field(None, description="With `compare`: this piece is of an unsteered choice")
+    unsteered: Literal[True] | None = Field(
+        default=None, description="With `compare`: this piece is of an unsteered choice"
+    )

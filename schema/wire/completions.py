@@ -110,7 +110,7 @@ class CompletionChoice(Wire):
     text: str
     finish_reason: Finish | None = Field(description="null in a stream until the choice has ended")
     logprobs: CompletionLogprobs | None = None
-    seed: int | None = Field(None, description="Repeats this choice alone, with `n` left out")
+    seed: int | None = Field(default=None, description="Repeats this choice alone, with `n` left out")
 
 
 class Completion(Answered):
@@ -119,7 +119,7 @@ class Completion(Answered):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     unsteered: list[CompletionChoice] | None = Field(
-        None, description="With `compare`: the same choices without steering, in the same order"
+        default=None, description="With `compare`: the same choices without steering, in the same order"
     )
 
 
@@ -128,7 +128,9 @@ class CompletionChunk(Answered):
 
     object: Literal["text_completion"]
     choices: list[CompletionChoice] = Field(description="One with more text; none in the chunk that tells the usage")
-    unsteered: Literal[True] | None = Field(None, description="With `compare`: this piece is of an unsteered choice")
+    unsteered: Literal[True] | None = Field(
+        default=None, description="With `compare`: this piece is of an unsteered choice"
+    )
 
 
 def _check_ids(ids: list[Any]) -> None:

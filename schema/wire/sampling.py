@@ -134,7 +134,9 @@ class Answered(Wire):
     id: str
     created: int = Field(description="Seconds since 1970")
     model: str
-    system_fingerprint: str = Field(description="Engine and version; another one may give other texts for the same seed")
+    system_fingerprint: str = Field(
+        description="Engine and version; another one may give other texts for the same seed"
+    )
     usage: Usage | None = None
-    seed: int | None = Field(None, description="Given again, it repeats this answer")
-    steering_applied: SteeringApplied | None = Field(None, description="In every answer that was steered")
+    seed: int | None = Field(default=None, description="Given again, it repeats this answer")
+    steering_applied: SteeringApplied | None = Field(default=None, description="In every answer that was steered")

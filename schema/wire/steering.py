@@ -50,7 +50,9 @@ class OpSpec(Wire):
         description="Another layer than the direction's own; of a vector of several layers, this one alone",
     )
     mode: Mode = "add"
-    strength: float = Field(1.0, strict=True, allow_inf_nan=False, description="`suppress` and `ablate`: the share that is removed")
+    strength: float = Field(
+        1.0, strict=True, allow_inf_nan=False, description="`suppress` and `ablate`: the share that is removed"
+    )
     unit: Unit = Field(
         "absolute", description="What `strength` counts in; `multiply`, `suppress` and `ablate` have none"
     )

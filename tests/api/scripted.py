@@ -1,4 +1,4 @@
-"""A generator that says what it is told to, for faults that a real engine cannot be made to show and for moments that must be held still."""
+"""A generator that says what it is told to: for faults that a real engine cannot be made to show, and moments that must be held still."""
 
 from __future__ import annotations
 

@@ -113,3 +113,16 @@ def generate(generator: Generator, prepared: Prepared, form: Form[Whole, Chunk])
             yield from assembly.take(events.get())
     finally:
         ticket.cancel()
+
+
+def complete(generator: Generator, prepared: Prepared, form: Form[Whole, Chunk]) -> Whole:
+    """The whole answer, in this thread."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    assembly = Assembly(prepared, form)
+    ticket = generator.submit(prepared.choices, events.put)
+    try:
+        while not assembly.done:
+            assembly.take(events.get())
+    finally:
+        ticket.cancel()
+    return assembly.answer()

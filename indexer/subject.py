@@ -116,6 +116,7 @@ class Subject:
         head: Callable[[], Head] | None = None,
     ) -> None:
         self.device = device
+        self.blocks = blocks
         self._head = head
         self._taps: Mapping[int, Tap] = {}
         for layer, block in enumerate(blocks):
@@ -124,6 +125,11 @@ class Subject:
             else:
                 blocks[layer] = nn.Identity()  # never reached: give its memory back
         self._decoder = decoder.to(device).eval()
+
+    @property
+    def d_model(self) -> int:
+        config: Any = self._decoder.config
+        return int(config.get_text_config().hidden_size)
 
     def head(self) -> Head:
         """Final norm and unembedding.
@@ -139,7 +145,7 @@ class Subject:
             tap = self._taps.get(layer)
             if tap is not None:
                 tap(output[0] if isinstance(output, tuple) else output)
-            if layer == max(self._taps):
+            if self._taps and layer == max(self._taps):
                 raise _Left
 
         return hook

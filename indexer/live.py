@@ -6,6 +6,7 @@ come and go within a bound.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,6 +63,7 @@ class Live:
         self._home, self._described, self._subject, self._releases = home, described, subject, releases
         self._cache_bytes = cache_bytes
         self._encoders: OrderedDict[str, tuple[Encoder, int]] = OrderedDict()
+        self._keeping = threading.Lock()
         self._run = run or ThreadPoolExecutor(1, thread_name_prefix="model").submit
 
     @property
@@ -137,16 +139,25 @@ class Live:
             _by_position(packed.position[a:b].astype(np.int64), feature[a:b], value[a:b]) for a, b in pairwise(begins)
         ]
 
+    def encoder(self, name: str) -> Encoder:
+        """An SAE on the model's device, from any thread; see `schema.live.LiveModel.read` for what it raises."""
+        return self._encoder(self._find(name))
+
     def _encoder(self, sae: Sae) -> Encoder:
         """The SAE on the model's device, loaded and checked unless it is kept."""
-        if sae.sha256 not in self._encoders:
-            loaded = load_known(sae, self._releases)
-            size = 4 * (loaded.W_enc.numel() + loaded.d_sae)
+        with self._keeping:
+            kept = self._encoders.get(sae.sha256)
+            if kept is not None:
+                self._encoders.move_to_end(sae.sha256)
+                return kept[0]
+        loaded = load_known(sae, self._releases)
+        size = 4 * (loaded.W_enc.numel() + loaded.d_sae)
+        encoder = make_encoder(loaded, self._subject.device)
+        with self._keeping:
             while self._encoders and size + sum(n for _, n in self._encoders.values()) > self._cache_bytes:
                 self._encoders.popitem(last=False)
-            self._encoders[sae.sha256] = make_encoder(loaded, self._subject.device), size
-        self._encoders.move_to_end(sae.sha256)
-        return self._encoders[sae.sha256][0]
+            self._encoders[sae.sha256] = encoder, size
+        return encoder
 
     def _answer(self, text: str, tokens: Tokens, fired: dict[str, Fired]) -> LiveText:
         starts, ends = tokens.starts.astype(np.int64), tokens.ends.astype(np.int64)

@@ -141,6 +141,11 @@ class Subject:
         assert self._model is not None, "the model was loaded up to its last block that is read"
         return self._model
 
+    @property
+    def d_model(self) -> int:
+        config: Any = self._decoder.config
+        return int(config.get_text_config().hidden_size)
+
     def head(self) -> Head:
         """Final norm and unembedding.
 

@@ -7,37 +7,17 @@ bits of sums that are taken in another order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from steering.cache import Moves, RowCache
+from steering.hooks import Program, Row, Steerer
 
 TRIM = 32
 """Padding that all rows share is cut when there is so much, and it is a quarter of the columns."""
-
-
-Program = Any
-
-
-@dataclass
-class Row:
-    """One row of a pass."""
-
-    program: Program | None
-    ids: tuple[int, ...]
-    first: int
-    n_prompt: int
-    pad: int
-
-
-class Steers(Protocol):
-    """What puts operations into a pass."""
-
-    def steering(self, rows: Sequence[Row]) -> AbstractContextManager[None]: ...
 
 
 @dataclass(eq=False)
@@ -53,16 +33,24 @@ class Seat:
         self.n_prompt = len(self.ids)
 
 
+class After(NamedTuple):
+    """What a pass gives for each row."""
+
+    logits: Tensor
+    """(n_rows, vocabulary) float32, after its last token."""
+    broken: Tensor | None
+    """(n_rows,) True where steering left something that is not finite; None where nothing was steered."""
+
+
 class Passes:
     """The model, and one pass of it."""
 
-    def __init__(self, model: nn.Module, steerer: Steers | None, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, steerer: Steerer, device: torch.device) -> None:
         self.model, self.steerer, self.device = model, steerer, device
         self.config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
 
-    def __call__(self, ids: Tensor, pads: Tensor | None, cache: RowCache, rows: Sequence[Row]) -> Tensor:
-        """The logits (n_rows, vocabulary) float32 after the last token of each row.
-
+    def __call__(self, ids: Tensor, pads: Tensor | None, cache: RowCache, rows: Sequence[Row]) -> After:
+        """
         Args:
             ids: (n_rows, n) the next columns.
             pads: (n_rows, 1) columns of padding before each row, counted from the first that the cache holds; None for none at all.
@@ -73,16 +61,20 @@ class Passes:
         mask, positions = None, columns[None, begin:].expand(len(ids), -1)
         if pads is not None:
             mask, positions = columns >= pads, (positions - pads).clamp_(min=0)
-        steered = self.steerer is not None and any(row.program is not None for row in rows)
-        with self.steerer.steering(rows) if steered and self.steerer is not None else nullcontext():
-            out = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        columns_in = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": cache,
+        }
+        if not any(row.program is not None for row in rows):
+            return After(self._logits(columns_in), None)
+        with self.steerer.steering(rows) as steered:
+            logits = self._logits(columns_in)
+        return After(logits, steered.broken())
+
+    def _logits(self, columns: dict[str, Any]) -> Tensor:
+        out = self.model(**columns, use_cache=True, logits_to_keep=1)
         logits: Tensor = out.logits[:, -1]
         return logits.float()
 
@@ -100,13 +92,13 @@ class Prompts:
         self._ids = torch.tensor(padded, device=passes.device)
         self._offset = torch.tensor(self.pads, device=passes.device)[:, None] if any(self.pads) else None
 
-    def advance(self) -> Tensor | None:
-        """Reads the next chunk; the logits (n_rows, vocabulary) after the last one, None before."""
+    def advance(self) -> After | None:
+        """Reads the next chunk; what comes after the last one, None before."""
         begin = self.cache.length
         end = min(begin + self._chunk, self.length)
         rows = [_part(seat, pad, begin, end) for seat, pad in zip(self.seats, self.pads, strict=True)]
-        logits = self._passes(self._ids[:, begin:end], self._offset, self.cache, rows)
-        return logits if end == self.length else None
+        after = self._passes(self._ids[:, begin:end], self._offset, self.cache, rows)
+        return after if end == self.length else None
 
 
 def _part(seat: Seat, pad: int, begin: int, end: int) -> Row:
@@ -167,8 +159,8 @@ class Batch:
             self._pads = [pad - common for pad in self._pads]
         self._offset = torch.tensor(self._pads, device=self._passes.device)[:, None] if any(self._pads) else None
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Feeds each row its newest token (n_rows,), which its `ids` end with; the logits (n_rows, vocabulary) after it."""
+    def step(self, tokens: Tensor) -> After:
+        """Feeds each row its newest token (n_rows,), which its `ids` end with."""
         steered = any(seat.program is not None for seat in self.seats)
         rows = [Row(s.program, (s.ids[-1],), len(s.ids) - 1, s.n_prompt, 0) for s in self.seats] if steered else ()
         return self._passes(tokens[:, None], self._offset, self._cache, rows)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from schema.errors import ScopebaseError, TooMany, WorkFailed
-from steering.batch import Batch, Passes, Prompts, Seat
+from steering.batch import After, Batch, Passes, Prompts, Seat
 from steering.queue import Line, divergence, log
 from steering.sampler import Sampler
 
@@ -67,6 +67,9 @@ class Engine:
     def run(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
         """Calls a function on the model's thread, between two steps."""
         future: Future[Any] = Future()
+        if threading.current_thread() is self._thread:
+            _fulfil(future, lambda: function(*args))
+            return future
         with self._changed:
             self._check_open()
             self._calls.append((future, lambda: function(*args)))
@@ -196,20 +199,20 @@ class Engine:
         prompts, lines = self._reading.popleft()
         if all(line.work.over for line in lines):
             return
-        logits = self._try(prompts.advance, lines)
-        if logits is False:
+        after = self._try(prompts.advance, lines)
+        if after is False:
             return
-        if logits is None:
+        if after is None:
             self._reading.append((prompts, lines))
             return
-        self._first_tokens(prompts, lines, logits)
+        self._first_tokens(prompts, lines, after)
 
-    def _first_tokens(self, prompts: Prompts, lines: Sequence[Line], logits: Tensor) -> None:
+    def _first_tokens(self, prompts: Prompts, lines: Sequence[Line], after: After) -> None:
         place = {seat: i for i, seat in enumerate(prompts.seats)}
-        self._measure(lines, place, logits)
-        own = torch.tensor([place[line.seat] for line in lines], device=logits.device)
-        sampler = Sampler([line.draw for line in lines], logits.device)
-        self._take(lines, sampler.choose(logits[own]))
+        self._measure(lines, place, after.logits)
+        own = torch.tensor([place[line.seat] for line in lines], device=after.logits.device)
+        sampler = Sampler([line.draw for line in lines], after.logits.device)
+        self._take(lines, sampler.choose(*_of(after, own)))
         staying = []
         for line in lines:
             if line.choice.kl != "every":
@@ -236,13 +239,13 @@ class Engine:
         if not self._batch.seats:
             return
         lines = [self._lines[seat] for seat in self._own]
-        logits = self._try(lambda: self._batch.step(self._tokens), lines)
-        if logits is False:
+        after = self._try(lambda: self._batch.step(self._tokens), lines)
+        if after is False:
             return
         if self._shadowed:
-            self._measure(self._shadowed, {seat: i for i, seat in enumerate(self._batch.seats)}, logits)
-            logits = logits[self._place]
-        chosen = self._sampler.choose(logits)
+            self._measure(self._shadowed, {seat: i for i, seat in enumerate(self._batch.seats)}, after.logits)
+            after = _of(after, self._place)
+        chosen = self._sampler.choose(*after)
         self._tokens = chosen.tokens[self._source] if self._shadowed else chosen.tokens
         self._take(lines, chosen)
 
@@ -291,6 +294,10 @@ class Engine:
         self._reading.clear()
         if self._fault is None:
             self._drop()
+
+
+def _of(after: After, rows: Tensor) -> After:
+    return After(after.logits[rows], None if after.broken is None else after.broken[rows])
 
 
 def _fulfil(future: Future[Any], call: Callable[[], Any]) -> None:

@@ -19,6 +19,7 @@ from schema.home import Home
 from steering.batch import Passes
 from steering.cache import token_bytes
 from steering.engine import Engine, Limits
+from steering.hooks import Program, Steerer
 from steering.prompts import PromptReader
 from steering.queue import Line, Work
 from steering.sampler import Draw
@@ -41,15 +42,14 @@ class TorchGenerator(Live):
         loaded: Loaded,
         releases: Sequence[Release] = (),
         limits: Limits | None = None,
-        steerer: Any = None,
     ) -> None:
-        self._steerer = steerer
         self._device = loaded.subject.device
+        self._steerer = Steerer(loaded.subject, self.encoder, described.tokenizer.special_ids.tolist())
         self._prompts = PromptReader(described.tokenizer, loaded.name)
         self._spelling = Spelling(described.tokenizer.fast, described.tokenizer.special_ids.tolist())
         self._vocabulary = described.tokenizer.vocabulary
         self._engine = Engine(
-            Passes(loaded.subject.model, steerer, self._device),
+            Passes(loaded.subject.model, self._steerer, self._device),
             limits or Limits(),
             end_tokens(described, loaded.subject.model),
         )
@@ -74,10 +74,16 @@ class TorchGenerator(Live):
             raise InputError("give at least one choice to generate")
         for choice in choices:
             self._check(choice)
+        for name in {op.sae for choice in choices for op in choice.ops if op.sae is not None}:
+            self.encoder(name)  # loaded here, so that the batch need not wait for it
+        programs = self._engine.run(self._programs, choices).result() if any(c.ops for c in choices) else {}
         work = Work(deliver)
-        work.lines = [self._line(work, choice, place) for place, choice in enumerate(choices)]
+        work.lines = [self._line(work, choice, place, programs.get(place)) for place, choice in enumerate(choices)]
         self._engine.put(work.lines)
         return work
+
+    def _programs(self, choices: Sequence[Choice]) -> dict[int, Program]:
+        return {place: self._steerer.program(choice) for place, choice in enumerate(choices) if choice.ops}
 
     def fault(self) -> str | None:
         """See `schema.generation.Generator.fault`."""
@@ -87,12 +93,7 @@ class TorchGenerator(Live):
         """See `schema.generation.Generator.close`."""
         self._engine.close(seconds)
 
-    def _line(self, work: Work, choice: Choice, place: int) -> Line:
-        program = None
-        if choice.ops:
-            if self._steerer is None:
-                raise InputError("this engine was loaded without steering")
-            program = self._steerer.program(choice)
+    def _line(self, work: Work, choice: Choice, place: int, program: Program | None) -> Line:
         draw = Draw(choice.sampling, self._vocabulary, self._device)
         pieces = self._described.tokenizer.pieces
         speller = self._spelling.speller(list(choice.ids))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from schema.generation import Choice, Ended, Event, Failed, Finish
 from schema.wire.steering import SteeringApplied
-from steering.batch import Program, Seat
+from steering.batch import Seat
+from steering.hooks import Program
 from steering.sampler import Draw, Told
 from steering.writing import Writer
 

@@ -90,10 +90,16 @@ class Sampler:
         self._limits = _Limits([s.top_k for s in chosen], [s.top_p for s in chosen], device)
 
     @torch.inference_mode()
-    def choose(self, logits: Tensor) -> Chosen:
-        """Chooses from (n_rows, vocabulary) float32."""
+    def choose(self, logits: Tensor, broken: Tensor | None = None) -> Chosen:
+        """
+        Args:
+            logits: (n_rows, vocabulary) float32.
+            broken: (n_rows,) True where nothing can be chosen.
+        """
         least, most = logits.aminmax(dim=1)
         finite = (least - most).isfinite()
+        if broken is not None:
+            finite &= ~broken
         adjusted = self._adjust(logits)
         tokens = adjusted.argmax(dim=1)  # the first of equal ones
         if self._drawn:

@@ -145,7 +145,7 @@ class Here(Source):
     def answer(self, body: Body) -> Answer:
         from api.services.generation.arriving import complete
 
-        return complete(self.generator, *self._prepared(body))  # type: ignore[no-any-return]
+        return complete(self.generator, *self._prepared(body))
 
     def chunks(self, body: Body) -> Iterator[Chunk]:
         from api.services.generation.arriving import generate as go
@@ -168,10 +168,10 @@ class There(Source):
     client: Any
 
     def answer(self, body: Body) -> Answer:
-        return self._ask(body, stream=False)  # type: ignore[no-any-return]
+        return self._ask(body, stream=False)
 
     def chunks(self, body: Body) -> Iterator[Chunk]:
-        return self._ask(body, stream=True, stream_options={"include_usage": True})  # type: ignore[no-any-return]
+        return self._ask(body, stream=True, stream_options={"include_usage": True})
 
     def _ask(self, body: Body, **more: Any) -> Any:
         fields = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)

@@ -18,6 +18,7 @@ from schema.wire.sampling import Usage
 from schema.wire.steering import OpApplied, SteeringApplied
 from scopebase.cli.console import OUT, shown, table
 
+NO_UNIT = ("multiply", "suppress", "ablate")
 WIDE = 72
 """Columns from which two texts stand beside each other."""
 
@@ -89,27 +90,27 @@ def show_answer(sheet: Sheet) -> None:
     if sheet.applied is not None:
         show_applied(sheet.applied)
     if sheet.usage is not None:
-        OUT.print(f"{sheet.usage.prompt_tokens:,} tokens read, {sheet.usage.completion_tokens:,} generated", style="dim")
+        OUT.print(
+            f"{sheet.usage.prompt_tokens:,} tokens read, {sheet.usage.completion_tokens:,} generated", style="dim"
+        )
 
 
 def show_applied(applied: SteeringApplied) -> None:
     """What each operation did, over all texts."""
-    heads = ("added/|h|", "most", "before", "after")
-    made = table("op", "layer", "tokens", *heads, right={"layer", "tokens", *heads})
-    for op in applied.ops:
-        made.add_row(
-            f"{op.mode} {op.strength:g}{'' if op.mode in ('multiply', 'suppress', 'ablate') else f' {op.unit}'}",
-            str(op.layer),
-            f"{op.prompt_tokens:,} + {op.generated_tokens:,}",
-            *(_number(value) for value in _measured(op)),
-        )
-        made.add_row(Text(f"  {shown(op.target)}", style="dim"))
+    heads = ("layer", "prompt", "generated", "added/|h|", "largest", "before", "after")
+    made = table("op", *heads, right=set(heads))
+    for place, op in enumerate(applied.ops, start=1):
+        tokens = (f"{op.prompt_tokens:,}", f"{op.generated_tokens:,}")
+        made.add_row(str(place), str(op.layer), *tokens, *(_number(value) for value in _measured(op)))
     OUT.print(made)
+    for place, op in enumerate(applied.ops, start=1):
+        unit = "" if op.mode in NO_UNIT else f" {op.unit}"
+        OUT.print(Text(f"{place}: {op.mode} {op.strength:g}{unit} of {shown(op.target)}"), style="dim", soft_wrap=True)
     OUT.print(_measures(applied), style="dim")
 
 
 def _measures(applied: SteeringApplied) -> str:
-    told = ["tokens: of the prompt + generated"]
+    told = []
     if applied.condition_tokens is not None:
         told.append(f"condition held at {applied.condition_tokens:,} tokens")
     if applied.kl_first is not None:
@@ -128,7 +129,7 @@ def _number(value: float | None) -> str:
 
 
 def _beside(panels: list[Panel]) -> RenderableType:
-    if len(panels) == 1 or WIDE > OUT.width:
+    if len(panels) == 1 or OUT.width < WIDE:
         return Group(*panels)
     grid = Table.grid(expand=True)
     for _ in panels:

@@ -36,7 +36,9 @@ SteerJsonOption = Annotated[
 ]
 ModeOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--mode", help=f"Of each --steer that names none: {', '.join(MODES)}.  [default: add]", show_default=False),
+    typer.Option(
+        "--mode", help=f"Of each --steer that names none: {', '.join(MODES)}.  [default: add]", show_default=False
+    ),
 ]
 UnitOption = Annotated[
     Optional[str],  # noqa: UP045

@@ -15,7 +15,7 @@ from schema.errors import InputError
 from schema.wire.chat import ChatBody, ChatChunk, ChatCompletion
 from schema.wire.completions import Completion, CompletionBody, CompletionChunk
 from scopebase.cli.answers import library
-from scopebase.cli.console import OUT, print_json
+from scopebase.cli.console import OUT
 from scopebase.cli.live import ChatTemplateOption, DeviceOption, SaeDirOption, load_generator
 from scopebase.cli.options import Home, Json, checked, wants_json
 from scopebase.cli.side_by_side import Sheet, show_answer
@@ -109,7 +109,7 @@ def generate(
 
 def _print(source: Source, body: Body, stream: bool | None, json: bool) -> None:
     if json and not stream:
-        print_json(source.answer(body))
+        OUT.out(source.answer(body).model_dump_json(indent=2, exclude_unset=True), highlight=False)
     elif json:
         for chunk in source.chunks(body):
             OUT.out(chunk.model_dump_json(exclude_unset=True), highlight=False)

@@ -35,7 +35,7 @@ class Access:
     seconds: float = 120.0
     """Until an answer begins, which for a generated text is its first token. Uploads take what they need."""
     concurrent: int = 64
-    """Requests at work at one moment; a text that is being generated is the engine's work and counts as one of `generating`."""
+    """Requests at work at one moment. Once a text is the engine's work, or waits for it, it counts as one of `generating` instead."""
     generating: int = 256
     """Texts on their way to clients at one moment, slow readers included."""
     log: bool = False

@@ -64,15 +64,18 @@ class Limits:
                 allow(seconds)
             await self.app(scope, receive, sending)
 
-        def under_way() -> None:
-            """The route's word that its answer has begun, before a byte of it is sent."""
-            nonlocal begun
-            begun = True
+        def handed_over() -> None:
+            """The route's word that the work is another's now, which has bounds of its own."""
             self._at_work.discard(task)
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 
-        scope.setdefault("state", {})["under_way"] = under_way
+        def under_way() -> None:
+            """The route's word that its answer has begun, before a byte of it is sent."""
+            nonlocal begun
+            begun = True
+
+        scope.setdefault("state", {}).update(handed_over=handed_over, under_way=under_way)
         task = asyncio.ensure_future(work())
         self._at_work.add(task)
         task.add_done_callback(self._at_work.discard)

@@ -68,10 +68,9 @@ async def _answer(http: Request, generator: Generator, prepared: Prepared, form:
 
     async def begin() -> None:
         await arriving.submit(generator, prepared.choices)
+        http.state.handed_over()
         await arriving.begun()
-        under_way = getattr(http.state, "under_way", None)
-        if under_way is not None:
-            under_way()
+        http.state.under_way()
 
     tells_usage = bool(body.stream_options and body.stream_options.include_usage)
     assembly: Assembly[Any, Any] = Assembly(prepared, form, keeps=not body.stream, tells_usage=tells_usage)

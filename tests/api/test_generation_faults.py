@@ -366,6 +366,19 @@ def test_texts_on_their_way_leave_room_for_look_ups_and_have_a_bound_of_their_ow
         assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 200
 
 
+def test_who_waits_for_the_engine_leaves_room_for_look_ups(indexed: Settings) -> None:
+    generator = Scripted(silent)
+    with serving(indexed, generator, Access(concurrent=1)) as url:
+        asking = threading.Thread(
+            target=lambda: httpx.post(f"{url}/v1/completions", json={"prompt": "a"}, timeout=10), daemon=True
+        )
+        asking.start()
+        wait_for(lambda: generator.tickets)
+        time.sleep(0.1)
+        assert not generator.tickets[0].cancelled.is_set()
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+
+
 def test_without_a_model_generation_is_503_in_both_shapes(indexed: Settings) -> None:
     with TestClient(create_app(open_home(indexed)), raise_server_exceptions=False) as bare:
         for path, body in (("completions", {"prompt": "a"}), ("chat/completions", CHAT)):

@@ -146,6 +146,12 @@ class Subject:
         config: Any = self._decoder.config
         return int(config.get_text_config().hidden_size)
 
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that it has an embedding of."""
+        config: Any = self._decoder.config
+        return int(config.get_text_config().vocab_size)
+
     def head(self) -> Head:
         """Final norm and unembedding.
 

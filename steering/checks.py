@@ -24,7 +24,7 @@ _SHARES: tuple[Mode, ...] = ("suppress", "ablate")
 
 def name_of(op: Op) -> str:
     """How an operation is called in a sentence."""
-    return f"steering.ops[{op.place}] ({op.mode} {op.target})"
+    return f"steering.ops.{op.place} ({op.mode} {op.target})"
 
 
 def check_op(op: Op, n_layers: int, d_model: int, typical: float | None) -> None:

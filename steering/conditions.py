@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ class Watcher:
         self.holds = _tree(condition.expression, column)
         self._device = device
         self._free: deque[int] = deque()
+        self.lock = Lock()
+        """Held while the state is moved: choices take places on the threads that ask."""
         self.most = torch.zeros(0, len(names), device=device)
         """(places, n_features) largest activation so far."""
         self.latched = torch.zeros(0, dtype=torch.bool, device=device)
@@ -68,19 +71,23 @@ class Watcher:
         """Tokens that it let operations through at."""
 
     def take(self) -> int:
-        if not self._free:
-            n = max(8, len(self.opened))
-            self._free.extend(range(len(self.opened), len(self.opened) + n))
-            self.most = torch.cat((self.most, self.most.new_zeros(n, self.most.shape[1])))
-            self.latched = torch.cat((self.latched, self.latched.new_zeros(n)))
-            self.opened = torch.cat((self.opened, self.opened.new_zeros(n)))
-        place = self._free.popleft()
-        self.most[place], self.latched[place], self.opened[place] = 0, False, 0
-        return place
+        with self.lock:
+            if not self._free:
+                self._grow()
+            place = self._free.popleft()
+            self.most[place], self.latched[place], self.opened[place] = 0, False, 0
+            return place
 
     def free(self, places: Sequence[int]) -> None:
         """Takes places back. Safe from any thread."""
         self._free.extend(places)
+
+    def _grow(self) -> None:
+        n = max(8, len(self.opened))
+        self._free.extend(range(len(self.opened), len(self.opened) + n))
+        self.most = torch.cat((self.most, self.most.new_zeros(n, self.most.shape[1])))
+        self.latched = torch.cat((self.latched, self.latched.new_zeros(n)))
+        self.opened = torch.cat((self.opened, self.opened.new_zeros(n)))
 
 
 @dataclass(frozen=True)
@@ -125,12 +132,13 @@ class Watching:
     def begin(self) -> None:
         """What is known before the pass: what was read up to the token before."""
         watcher = self._watcher
-        if watcher.scope == "prompt":
-            held = watcher.holds(watcher.most[self._slots])[:, None] & self._generated
-            self._gates.open[self._before] = held
-            watcher.opened.index_add_(0, self._slots, held.sum(1).float())
-        elif watcher.scope == "after":
-            self._gates.open[self._before] = watcher.latched[self._slots][:, None] & self._generated
+        with watcher.lock:
+            if watcher.scope == "prompt":
+                held = watcher.holds(watcher.most[self._slots])[:, None] & self._generated
+                self._gates.open[self._before] = held
+                watcher.opened.index_add_(0, self._slots, held.sum(1).float())
+            elif watcher.scope == "after":
+                self._gates.open[self._before] = watcher.latched[self._slots][:, None] & self._generated
 
     @torch.inference_mode()
     def read(self, layer: int, flat: Tensor) -> None:
@@ -140,7 +148,8 @@ class Watching:
                 found = activations(part.encoder, flat[self._index], part.features)
                 self._values[..., part.columns] = found.view(*self._shape, -1) * self._can_fire[..., None]
         if layer == self._watcher.deepest:
-            self._settle()
+            with self._watcher.lock:
+                self._settle()
 
     def _settle(self) -> None:
         watcher = self._watcher

@@ -55,6 +55,7 @@ class TorchGenerator(Live):
             end_tokens(described, loaded.subject.model),
         )
         super().__init__(home, loaded.name, described, loaded.subject, loaded.dtype, releases, run=self._engine.run)
+        self._engine.run(self._steerer.check).result()
 
     @property
     def context(self) -> int | None:
@@ -149,6 +150,7 @@ def open_generator(
 
     Raises:
         InputError: the model cannot be loaded or batched, or the home knows no such model.
+        WorkFailed: steering does not arrive in it.
     """
     described = Described(model)
     loaded = load_known_model(home, described, device, dtype, progress=progress)

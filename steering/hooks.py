@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from indexer.subject import Subject
 from schema.errors import WorkFailed
 from schema.generation import Choice, Condition
+from steering import selftest
 from steering.conditions import Watcher
 from steering.measure import Ledger
 from steering.plan import Plan, Row, lay_out
@@ -93,6 +95,7 @@ class Steerer:
         """
         self._subject = subject
         self._pass: Pass | None = None
+        self._lock = Lock()
         self._kept: tuple[Any, Plan] | None = None
         self._watchers: weakref.WeakValueDictionary[str, Watcher] = weakref.WeakValueDictionary()
         self._ground = Ground(
@@ -116,6 +119,14 @@ class Steerer:
             InputError: an operation that this model cannot take, that could touch no token, or that contradicts another.
         """
         return Program(choice, self._ground)
+
+    def check(self) -> None:
+        """Proves on the loaded model that steering arrives, and learns how long its residuals are. Run it once, after loading.
+
+        Raises:
+            WorkFailed: it does not.
+        """
+        self._ground.typical.update(selftest.check(self._subject, self.program, self.steering))
 
     @contextmanager
     def steering(self, rows: Sequence[Row]) -> Iterator[Pass]:
@@ -142,13 +153,18 @@ class Steerer:
         return plan
 
     def _watcher(self, condition: Condition) -> Watcher:
+        """The one of all choices under this condition, so that their rows are read together."""
         key = f"{condition.scope} {condition.expression.model_dump_json()}"
-        watcher = self._watchers.get(key)
-        if watcher is None:
-            ground = self._ground
-            watcher = Watcher(condition, ground.encoders, ground.n_layers, ground.device)
-            self._watchers[key] = watcher
-        return watcher
+        with self._lock:
+            watcher = self._watchers.get(key)
+        if watcher is not None:
+            return watcher
+        ground = self._ground
+        made = Watcher(
+            condition, ground.encoders, ground.n_layers, ground.device
+        )  # may load an SAE: not under the lock
+        with self._lock:
+            return self._watchers.setdefault(key, made)
 
     def _hook(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> Any:

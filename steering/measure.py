@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -19,48 +20,50 @@ _SUMS = ("tokens", "relative", "before", "after")
 
 
 class Ledger:
-    """Sums and maxima over the tokens that were touched, for every operation at work. Places are lent and come back."""
+    """Sums and maxima over the tokens that were touched, for every operation at work. Places are lent and come back.
+
+    Choices are compiled on the threads that ask while the model's own adds up, so that a lock is needed.
+    """
 
     def __init__(self, device: torch.device, places: int = 64) -> None:
         self._device = device
+        self._lock = Lock()
         self._sums = torch.zeros(places, len(_SUMS), device=device)
         self._most = torch.zeros(places, device=device)
         self._free = deque(range(0, places, 2))
 
     def take(self) -> int:
         """The first of two places side by side, both at zero."""
-        if not self._free:
-            self._grow()
-        place = self._free.popleft()
-        self._sums[place : place + 2] = 0
-        self._most[place : place + 2] = 0
-        return place
+        with self._lock:
+            if not self._free:
+                self._grow()
+            place = self._free.popleft()
+            self._sums[place : place + 2] = 0
+            self._most[place : place + 2] = 0
+            return place
 
     def free(self, places: Sequence[int]) -> None:
         """Takes places back. Safe from any thread."""
         self._free.extend(places)
 
-    def note(self, places: Tensor, x: Tensor, relative: Tensor, before: Tensor | None, after: Tensor | None) -> None:
+    def note(self, places: Tensor, columns: Sequence[Tensor]) -> None:
         """Adds tokens up.
 
         Args:
             places: (n,) where each token is counted.
-            x: (n,) or (1,) the amounts; a token with 0 was not touched.
-            relative: (n,) |delta| / |h|.
-            before, after: (n,) the feature's pre-activation where it fires, else 0; None without one.
+            columns: (n,) each, in the order of `_SUMS`: 1 where the token was touched, |delta| / |h|, and, of a feature, its
+                pre-activation before and after where it fires, else 0.
         """
-        touched = (x != 0).to(relative.dtype).expand_as(relative)
-        columns = [touched, relative]
-        if before is not None and after is not None:
-            columns += [before * touched, after * touched]
-        sums = self._sums if len(columns) == len(_SUMS) else self._sums[:, : len(columns)]
-        sums.index_add_(0, places, torch.stack(columns, dim=1))
-        self._most.scatter_reduce_(0, places, relative, "amax")
+        with self._lock:
+            sums = self._sums if len(columns) == len(_SUMS) else self._sums[:, : len(columns)]
+            sums.index_add_(0, places, torch.stack(list(columns), dim=1))
+            self._most.scatter_reduce_(0, places, columns[1], "amax")
 
     def read(self, places: Sequence[int]) -> list[tuple[list[float], float]]:
         """Of each place and the next one: sums in the order of `_SUMS`, and the largest relative norm. One transfer."""
         index = torch.tensor([p + phase for p in places for phase in (PROMPT, GENERATED)], device=self._device)
-        fetched = torch.cat((self._sums[index], self._most[index, None]), dim=1).tolist()
+        with self._lock:
+            fetched = torch.cat((self._sums[index], self._most[index, None]), dim=1).tolist()
         return [(line[:-1], line[-1]) for line in fetched]
 
     def _grow(self) -> None:
@@ -70,23 +73,18 @@ class Ledger:
         self._free.extend(range(n, 2 * n, 2))
 
 
-def applied(
-    ops: Sequence[Op], places: Sequence[int | None], ledger: Ledger, reads_back: Sequence[bool]
-) -> list[OpApplied]:
+def applied(ops: Sequence[Op], places: Sequence[int], ledger: Ledger, reads_back: Sequence[bool]) -> list[OpApplied]:
     """What each operation did.
 
     Args:
-        places: of the ledger; None where the operation does nothing by its strength.
+        places: of the ledger.
         reads_back: which ones have a feature whose activation was read.
     """
-    at_work = [place for place in places if place is not None]
-    lines = iter(ledger.read(at_work) if at_work else ())
-    nothing = ([0.0] * len(_SUMS), 0.0)
-    answers = []
-    for op, place, reads in zip(ops, places, reads_back, strict=True):
-        prompt, generated = (next(lines), next(lines)) if place is not None else (nothing, nothing)
-        answers.append(_one(op, prompt, generated, reads))
-    return answers
+    lines = ledger.read(places)
+    return [
+        _one(op, lines[2 * number], lines[2 * number + 1], reads)
+        for number, (op, reads) in enumerate(zip(ops, reads_back, strict=True))
+    ]
 
 
 def _one(op: Op, prompt: tuple[list[float], float], generated: tuple[list[float], float], reads: bool) -> OpApplied:

@@ -17,25 +17,23 @@ class Place:
     A token is touched where it is included and not excluded. Positions of the prompt and of what was generated are each counted from 0.
     """
 
-    def __init__(self, where: Where, ids: Sequence[int], special: Set[int], *, masked: bool = False) -> None:
+    def __init__(self, where: Where, ids: Sequence[int], special: Set[int]) -> None:
         """
         Args:
             ids: the prompt.
             special: the tokenizer's special tokens.
-            masked: leave out special tokens and position 0 whatever `where` says, because no feature has an activation there.
 
         Raises:
             InputError: `where` contradicts itself, or counts what is generated from its end.
         """
         _check(where)
         self._only = None if where.tokens is None else frozenset(where.tokens)
-        skips = where.skip_special or masked
-        self._never = frozenset(where.exclude_tokens) | (special if skips else frozenset())
+        self._never = frozenset(where.exclude_tokens) | (special if where.skip_special else frozenset())
         self._included = _generated(where)
         self._excluded = frozenset(where.exclude_generation_positions)
         self.prompt = _prompt(where, len(ids)) & np.array([self._may(id_) for id_ in ids], dtype=bool)
         """(n_prompt,) True where touched."""
-        if skips:
+        if where.skip_special:
             self.prompt[:1] = False
 
     def generated(self, number: int, id_: int) -> bool:

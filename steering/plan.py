@@ -41,6 +41,8 @@ class Touched:
     """In the flattened pass: row times width plus column."""
     phases: list[int]
     """`PROMPT` or `GENERATED`, each."""
+    can_fire: list[bool]
+    """False at tokens that the index masks, where no feature has an activation."""
 
 
 class Group:
@@ -57,12 +59,16 @@ class Group:
         numbers = np.stack([step.numbers for step in steps])
         self._numbers = Numbers.of(numbers if self._spread is None else numbers[of], device)
         self._direction = self._lines([step.direction for step in steps])
-        self._length = self._column([step.edit.length for step in steps])
+        self._length = self._column([step.length for step in steps])
         self._reads, self._encoder = steps[0].edit.reads, steps[0].encoder
         self._feature = self._column([step.op.feature or 0 for step in steps])
         self._tells = any(step.row is not None for step in steps)
         if self._tells:
             self._read_back(steps)
+        self._moves = not steps[0].edit.does_nothing
+        self._ones = torch.ones(len(places), device=device)
+        can_fire = [fires for each in touched for fires in each.can_fire]
+        self._can_fire = None if all(can_fire) else torch.tensor(can_fire, device=device)
         self._gates = gates if any(step.gate for step in steps) else None
         self._gate = torch.tensor(
             [gates.place(steps[n].gate, p) for n, p in zip(of, places, strict=True)], device=device
@@ -93,10 +99,13 @@ class Group:
         size = torch.linalg.vector_norm(h, dim=1)
         pre = (h * self._weight).sum(1) + self._bias if self._tells else None
         x = self._numbers.amount(size, self._read(h, pre))
-        if self._gates is not None:
-            x = torch.where(self._gates.open[self._gate], x, 0)
+        let = None if self._gates is None else self._gates.open[self._gate]
+        if let is not None:
+            x = torch.where(let, x, 0)
+        self._note(ledger, x, size, pre, let)
+        if not self._moves:
+            return flat
         moved = torch.addcmul(h, x[:, None], self._direction).to(flat.dtype)
-        self._note(ledger, x, size, pre)
         return moved if self._index is None else flat.index_copy(0, self._index, moved)
 
     def _read(self, h: Tensor, pre: Tensor | None) -> Tensor | None:
@@ -105,16 +114,27 @@ class Group:
             return None
         if self._encoder is None or pre is None:
             return (h * self._direction).sum(1)
-        return activation(self._encoder, h, self._feature, pre, self._threshold)
+        if not self._moves:
+            return torch.zeros_like(pre)
+        found = activation(self._encoder, h, self._feature, pre, self._threshold)
+        return found if self._can_fire is None else found * self._can_fire
 
-    def _note(self, ledger: Ledger, x: Tensor, size: Tensor, pre: Tensor | None) -> None:
-        relative = x.abs() * self._length / size
-        if pre is None:
-            ledger.note(self._slots, x, relative, None, None)
-            return
-        after = pre + x * self._echo
-        fires, fires_after = pre > self._threshold, after > self._threshold
-        ledger.note(self._slots, x, relative, pre * fires, after * fires_after)
+    def _note(self, ledger: Ledger, x: Tensor, size: Tensor, pre: Tensor | None, let: Tensor | None) -> None:
+        """Tokens that were let through, |delta| / |h|, and the feature before and after."""
+        relative = (x.abs() * self._length / size).nan_to_num_(
+            0.0, 0.0, 0.0
+        )  # a residual of zero has no length to compare with
+        columns = [self._ones if let is None else let.float(), relative]
+        if pre is not None:
+            after = torch.addcmul(pre, x, self._echo)
+            there = let if self._can_fire is None else self._can_fire if let is None else self._can_fire & let
+            columns += [_firing(pre, self._threshold, there), _firing(after, self._threshold, there)]
+        ledger.note(self._slots, columns)
+
+
+def _firing(pre: Tensor, threshold: Tensor, there: Tensor | None) -> Tensor:
+    fires = pre > threshold
+    return torch.where(fires if there is None else fires & there, pre, 0)
 
 
 @dataclass(frozen=True)
@@ -138,9 +158,11 @@ class Plan:
 
 def lay_out(rows: Sequence[Row], device: torch.device) -> Plan:
     """The pass of these rows, whatever was before."""
-    width = max(row.pad + len(row.ids) for row in rows)
+    width = max(
+        (row.pad + len(row.ids) for row in rows if row.ids), default=1
+    )  # of a prompt's chunk, a row may hold only padding
     gates = Gates(len(rows) * width, device)
-    found: dict[int, dict[tuple[int, str, int], list[Touched]]] = {}
+    found: dict[int, dict[tuple[int, str, int, bool], list[Touched]]] = {}
     for number, row in enumerate(rows):
         for layer, steps in row.program.layers.items() if row.program is not None else ():
             for stage, step in enumerate(steps):
@@ -162,8 +184,10 @@ def _touched(step: Step, row: Row, begin: int) -> Touched | None:
         columns = []
     if not columns:
         return None
+    special = row.program.special if row.program is not None else ()
+    can_fire = [row.first + column > 0 and row.ids[column] not in special for column in columns]
     phases = [GENERATED if row.first + column >= row.n_prompt else PROMPT for column in columns]
-    return Touched(step, [begin + column for column in columns], phases)
+    return Touched(step, [begin + column for column in columns], phases, can_fire)
 
 
 def _watch(rows: Sequence[Row], gates: Gates, width: int, device: torch.device) -> list[Watching]:
@@ -171,7 +195,7 @@ def _watch(rows: Sequence[Row], gates: Gates, width: int, device: torch.device) 
     watched: dict[Watcher, list[Watched]] = {}
     for number, row in enumerate(rows):
         program = row.program
-        if program is None or program.watcher is None or not program.layers:
+        if program is None or program.watcher is None or not row.ids:
             continue
         if row.first + len(row.ids) > row.n_prompt and len(row.ids) > 1:
             raise WorkFailed(

@@ -64,19 +64,17 @@ class Step:
     echo: float
     """What x = 1 does to the feature's pre-activation: <D, its encoder row>."""
     gate: Gate | None
+    numbers: npt.NDArray[np.float32]
+    """(7,) of `NUMBERS`"""
 
     @property
-    def numbers(self) -> npt.NDArray[np.float32]:
-        return np.array([getattr(self.edit, name) for name in NUMBERS], dtype=np.float32)
-
-    @property
-    def kind(self) -> tuple[str, int]:
+    def kind(self) -> tuple[str, int, bool]:
         """Steps of one kind are worked on together."""
-        return self.edit.reads, id(self.encoder)
+        return self.edit.reads, id(self.encoder), self.edit.does_nothing
 
 
 class Program:
-    """What one choice does to the residual stream. Belongs to the thread of its model."""
+    """What one choice does to the residual stream. Any thread makes it; the thread of the model uses it."""
 
     def __init__(self, choice: Choice, ground: Ground) -> None:
         """
@@ -94,10 +92,9 @@ class Program:
         self.layers: dict[int, list[Step]] = {}
         """Layer -> its steps in the request's order."""
         for step in self._steps:
-            if step is not None:
-                self.layers.setdefault(step.op.layer, []).append(step)
+            self.layers.setdefault(step.op.layer, []).append(step)
         self.early = all(step.gate == "before" for steps in self.layers.values() for step in steps)
-        lent = [step.slot for step in self._steps if step is not None]
+        lent = [step.slot for step in self._steps]
         weakref.finalize(self, ground.ledger.free, lent).atexit = False
         self.slot = -1
         """Of the watcher."""
@@ -115,8 +112,8 @@ class Program:
 
     def applied(self, engine: str = "torch") -> SteeringApplied:
         """What was done so far. Waits for the device."""
-        places = [None if step is None else step.slot for step in self._steps]
-        reads_back = [step is not None and step.row is not None for step in self._steps]
+        places = [step.slot for step in self._steps]
+        reads_back = [step.row is not None for step in self._steps]
         let = None if self.watcher is None else round(float(self.watcher.opened[self.slot]))
         return summary(applied(self._ops, places, self._ledger, reads_back), let, engine)
 
@@ -139,13 +136,12 @@ def _gate(op: Op, watcher: Watcher | None) -> Gate | None:
 def _place(op: Op, choice: Choice, ground: Ground) -> Place:
     check_op(op, ground.n_layers, ground.d_model, ground.typical.get(op.layer))
     try:
-        return Place(op.where, choice.ids, ground.special, masked=reads(op) == "activation")
+        return Place(op.where, choice.ids, ground.special)
     except InputError as error:
         raise InputError(f"{name_of(op)}: {error}") from None
 
 
-def _compile(op: Op, place: Place, gate: Gate | None, ground: Ground) -> Step | None:
-    """None where the strength makes it do nothing."""
+def _compile(op: Op, place: Place, gate: Gate | None, ground: Ground) -> Step:
     encoder = None
     if op.sae is not None and op.feature is not None:
         encoder = ground.encoders(op.sae)
@@ -155,8 +151,6 @@ def _compile(op: Op, place: Place, gate: Gate | None, ground: Ground) -> Step | 
                 f"{encoder.product.layer}, not after {op.layer}; 'add' and 'ablate' work at any layer"
             )
     made = edit(op, rescaled=encoder is not None and encoder.product.rescaled)
-    if made.does_nothing:
-        return None
     here = encoder if encoder is not None and encoder.product.layer == op.layer else None
     direction = torch.from_numpy(made.direction).to(ground.device)
     row = reading.row(here, op.feature) if here is not None and op.feature is not None else None
@@ -171,4 +165,5 @@ def _compile(op: Op, place: Place, gate: Gate | None, ground: Ground) -> Step | 
         row=row,
         echo=0.0 if row is None else float(direction @ row.weight),
         gate=gate,
+        numbers=np.array([getattr(made, name) for name in NUMBERS], dtype=np.float32),
     )

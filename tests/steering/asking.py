@@ -10,11 +10,17 @@ from typing import Any
 
 import torch
 
+from indexer.encoder import Encoder, make_encoder
 from indexer.live import Loaded
+from indexer.saes import Sae
 from indexer.subject import Described
-from schema.generation import Choice, Ended, Event, Failed, Piece, Sampling
+from schema.generation import Choice, Ended, Event, Failed, Op, Piece, Sampling
+from schema.wire.steering import Mode, Unit, Where
 from steering.engine import Limits
 from steering.generator import TorchGenerator
+from tests.making import sae_tensors
+
+EVERYWHERE = Where()
 
 
 class Heard:
@@ -63,12 +69,59 @@ class Heard:
         return next((event.error for event in self.events if isinstance(event, Failed)), None)
 
 
-def load(folder: Path, limits: Limits | None = None) -> TorchGenerator:
-    """A generator over a model that no home knows."""
+class Unlisted(TorchGenerator):
+    """A generator over a model and SAEs that no home knows."""
+
+    encoders: dict[str, Encoder]
+    saes: Sequence[Sae]
+
+    def encoder(self, name: str) -> Encoder:
+        return self.encoders[name]
+
+
+def load(folder: Path, limits: Limits | None = None, saes: Sequence[Sae] = ()) -> Unlisted:
+    """A generator over them."""
     described = Described(str(folder))
     subject = described.load(0, torch.device("cpu"), torch.float32, whole=True)
-    home: Any = None  # only SAEs are looked up there
-    return TorchGenerator(home, described, Loaded(described.card.name, subject, "float32"), limits=limits)
+    home: Any = None
+    made = Unlisted(home, described, Loaded(described.card.name, subject, "float32"), limits=limits)
+    made.saes = saes
+    made.encoders = {name_of(sae): make_encoder(sae, subject.device) for sae in saes}
+    return made
+
+
+def name_of(sae: Sae) -> str:
+    return f"tiny/{sae.layer}-random"
+
+
+def random_sae(layer: int, d_model: int, d_sae: int = 256, k: int = 16) -> Sae:
+    """A top-k SAE, half of whose features fire at some tokens or other."""
+    return Sae(layer=layer, activation="topk", k=k, **sae_tensors(layer, d_model, d_sae))
+
+
+def steer(
+    sae: Sae,
+    feature: int,
+    mode: Mode,
+    strength: float,
+    unit: Unit = "absolute",
+    place: int = 0,
+    where: Where = EVERYWHERE,
+) -> Op:
+    """One operation with a feature."""
+    return Op(
+        place=place,
+        target=f"{name_of(sae)}/{feature}",
+        layer=sae.layer,
+        mode=mode,
+        strength=strength,
+        unit=unit,
+        vector=sae.W_dec[:, feature].float().numpy(),
+        sae=name_of(sae),
+        feature=feature,
+        largest=4.0,
+        where=where,
+    )
 
 
 def ask(generator: TorchGenerator, *choices: Choice) -> Heard:

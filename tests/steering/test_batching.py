@@ -5,23 +5,30 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from schema.generation import Choice, Sampling
+from schema.generation import Choice, Condition, Sampling
+from schema.wire.expressions import FeatureAbove
+from schema.wire.steering import SteeringApplied, Where
 from steering.engine import Limits
 from steering.generator import TorchGenerator
 from tests.indexer.test_subject import FAMILIES, saved
-from tests.steering.asking import Heard, ask, greedy, load, prompts
+from tests.steering.asking import Heard, ask, greedy, load, prompts, random_sae, steer
 
 SMALL = Limits(rows=5, chunk=16, prompts=64)
 """Few rows and short chunks, so that much happens: prompts of several chunks, requests that wait, padding that is cut."""
 
 
+SAES = [random_sae(layer, 32) for layer in (1, 2)]
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchGenerator]:
-    made = load(saved(request.param, tmp_path_factory.mktemp("models") / request.param), SMALL)
+    made = load(saved(request.param, tmp_path_factory.mktemp("models") / request.param), SMALL, SAES)
     yield made
     made.close()
 
@@ -83,3 +90,44 @@ def test_drawn_text_is_that_of_the_seed_alone(generator: TorchGenerator) -> None
     assert len({tuple(ids) for ids in alone}) == len(alone)
     again = [ask(generator, Choice(choices[3].ids, Sampling(max_tokens=18, seed=s))).wait().ids() for s in (1, 2, 1)]
     assert again[0] == again[2] != again[1]
+
+
+def numbers(applied: SteeringApplied) -> list[float]:
+    """Every number that is told."""
+    told = [value for op in applied.ops for value in op.model_dump().values()]
+    whole = [*told, applied.condition_tokens, applied.kl_first, applied.kl_mean]
+    return [-1.0 if value is None else float(value) for value in whole if not isinstance(value, str)]
+
+
+def test_steered_text_is_that_of_the_request_alone(generator: TorchGenerator) -> None:
+    """Every mode and several at once, conditions, and both ways to measure the divergence, in one batch with unsteered texts."""
+    low, high = SAES
+    behind = Where(prompt="none", generation_window=[2, 9])
+    rule = Condition("fires", FeatureAbove(feature="tiny/1-random/9", above=0.5), "after")
+    mixes: list[dict[str, Any]] = [
+        {},
+        {"ops": (steer(low, 3, "add", 0.5, "residual_norm"),), "kl": "every"},
+        {"ops": (steer(low, 5, "ablate", 1.0), steer(high, 8, "floor", 2.0, place=1))},
+        {"ops": (steer(high, 7, "set", 3.0), steer(high, 2, "multiply", 2.0, place=1)), "kl": "first"},
+        {"ops": (steer(high, 4, "add", 4.0, where=behind),)},
+        {"ops": (replace(steer(high, 11, "add", 3.0, "unit"), sae=None, feature=None),), "when": rule, "kl": "first"},
+        {"ops": (steer(low, 1, "suppress", 1.0), steer(low, 30, "cap", 0.1, place=1))},
+    ]
+    rng = random.Random(4)
+    texts = prompts(14, seed=6, lengths=(2, 5, 11, 20, 37))
+    choices = [Choice(ids, greedy(rng.randrange(4, 40)), **mix) for ids, mix in zip(texts, mixes * 2, strict=True)]
+    alone = [ask(generator, choice).wait() for choice in choices]
+    batched = together(generator, choices, 3)
+    plain = [ask(generator, Choice(choice.ids, choice.sampling)).wait() for choice in choices]
+    assert [heard.failure for heard in (*alone, *batched)] == [None] * 28
+    assert [heard.ids() for heard in batched] == [heard.ids() for heard in alone]
+    for choice, one, other, unsteered in zip(choices, alone, batched, plain, strict=True):
+        applied, again = one.end().applied, other.end().applied
+        assert (applied is None) == (not choice.ops)
+        if applied is None or again is None:
+            assert one.ids() == unsteered.ids()
+            continue
+        assert (applied.kl_first is None) == (choice.kl == "off")
+        assert (applied.kl_mean is None) == (choice.kl != "every")
+        assert numbers(again) == pytest.approx(numbers(applied), rel=1e-3, abs=1e-4)
+    assert sum(one.ids() != unsteered.ids() for one, unsteered in zip(alone, plain, strict=True)) >= 6

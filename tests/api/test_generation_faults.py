@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -367,16 +368,20 @@ def test_texts_on_their_way_leave_room_for_look_ups_and_have_a_bound_of_their_ow
 
 
 def test_who_waits_for_the_engine_leaves_room_for_look_ups(indexed: Settings) -> None:
-    generator = Scripted(silent)
-    with serving(indexed, generator, Access(concurrent=1)) as url:
-        asking = threading.Thread(
-            target=lambda: httpx.post(f"{url}/v1/completions", json={"prompt": "a"}, timeout=10), daemon=True
-        )
-        asking.start()
+    release = threading.Event()
+
+    def later(choices: Sequence[Choice], deliver: Deliver) -> None:
+        release.wait(10)
+        say(choices, deliver)
+
+    generator = Scripted(later)
+    with serving(indexed, generator, Access(concurrent=1)) as url, ThreadPoolExecutor(1) as asking:
+        waiting = asking.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "a"}, timeout=10)
         wait_for(lambda: generator.tickets)
         time.sleep(0.1)
-        assert not generator.tickets[0].cancelled.is_set()
         assert httpx.get(f"{url}/v1/models").status_code == 200
+        release.set()
+        assert waiting.result().status_code == 200
 
 
 def test_without_a_model_generation_is_503_in_both_shapes(indexed: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -194,6 +195,40 @@ def test_stop_strings_end_a_choice_before_them(client: openai.OpenAI) -> None:
         extra_body={"ignore_eos": True},
     )
     assert "".join(piece.choices[0].text for piece in pieces) == whole[:place]
+
+
+def test_a_condition_says_at_how_many_tokens_it_held(client: openai.OpenAI) -> None:
+    """One that always holds steers as if there were none; one that never does leaves the text as it is, and says so."""
+    plain, steered = (complete(client, steering=each, extra_body={"ignore_eos": True}) for each in (None, add(6.0)))
+    leaf = {"feature": "tiny-qwen3/0-tiny/0", "above": 6e4}
+    never = complete(
+        client, steering=add(6.0, when={"expression": leaf, "scope": "token"}), extra_body={"ignore_eos": True}
+    )
+    assert never.choices[0].text == plain.choices[0].text
+    assert never.steering_applied["condition_tokens"] == 0  # type: ignore[attr-defined]
+    assert never.steering_applied["ops"][0]["mean_relative_norm"] is None  # type: ignore[attr-defined]
+    always = {"expression": {"not": leaf}, "scope": "token"}
+    found = complete(client, steering=add(6.0, when=always), extra_body={"ignore_eos": True})
+    assert found.choices[0].text == steered.choices[0].text
+    assert found.steering_applied["condition_tokens"] > 0  # type: ignore[attr-defined]
+
+
+def test_who_leaves_frees_the_place_in_the_batch(indexed: Settings, model_dir: Path) -> None:
+    """One row, and a minute's work for it: once its reader has left, the next one is served at once."""
+    home = open_home(indexed)
+    narrow = open_generator(home, str(model_dir), max_rows=1)
+    with listening(create_app(home, generator=narrow)) as address:
+        impatient = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        long = {"ignore_eos": True}
+        begun = impatient.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=240, n=128, stream=True, extra_body=long
+        )
+        next(iter(begun))
+        begun.close()
+        begin = time.monotonic()
+        assert complete(impatient, max_tokens=3).choices[0].text
+        assert time.monotonic() - begin < 15
+    narrow.close(0)
 
 
 def test_default_length_is_openais(client: openai.OpenAI) -> None:

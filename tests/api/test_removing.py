@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from api.app import create_app
@@ -21,7 +20,7 @@ from api.services.questions.overlap import overlap
 from api.services.removing import a_dataset, a_run, a_sae, do, tell
 from indexer.run import index
 from schema import removals
-from schema.errors import Conflict, NotFound
+from schema.errors import Conflict, Forbidden, NotFound
 from schema.home import Home, open_home
 from schema.keys import create_key
 from schema.layout import FENCE, SAMPLE_BITS
@@ -32,6 +31,7 @@ from schema.wire.labels import NewLabel
 from scopebase.cli import main
 from scopebase.client import Client
 from tests.indexer.test_run import config, everything
+from tests.scopebase.test_client import serving
 
 NAMES = ("problems", "songs", "tales")
 SAE = "tiny-qwen3/1-tiny"
@@ -202,23 +202,19 @@ def test_what_is_not_there_is_said(
 
 def test_only_an_admin_removes_over_http(home: Home) -> None:
     with home.database.writing() as session:
-        write = create_key(session, "w", "write", None, "ann")[1]
-        secrets = {"write": write, "admin": create_key(session, "a", "admin", None, "ann")[1]}
-    with TestClient(create_app(home, access=Access(auth=True)), base_url="http://127.0.0.1") as client:
-
-        def ask(scope: str, path: str) -> Any:
-            return client.delete(f"/v1/{path}", headers={"x-api-key": secrets[scope]})
-
-        assert ask("write", "datasets/songs").status_code == 403
-        answer = ask("admin", "datasets/songs").json()
-        assert (answer["kind"], answer["datasets"], len(answer["runs"])) == ("dataset", ["songs@1"], 1)
-        assert ask("admin", "datasets/songs").status_code == 404
-        service = Client("http://127.0.0.1", secrets["admin"], transport=client._transport)
-        assert service.remove_sae(SAE).pairs == 2
-        with pytest.raises(NotFound, match="there is no run 99"):
-            service.remove_run(99)
-        log = client.get("/v1/audit", headers={"x-api-key": secrets["admin"]}).json()["data"]
-        assert [entry["action"] for entry in log][:2] == ["sae.remove", "dataset.remove"]
+        secrets = [create_key(session, scope, scope, None, "ann")[1] for scope in ("write", "admin")]
+    with serving(create_app(home, access=Access(auth=True))) as url:
+        with Client(url, secrets[0]) as writer, pytest.raises(Forbidden, match="write, and not admin"):
+            writer.remove_dataset("songs")
+        with Client(url, secrets[1]) as admin:
+            answer = admin.remove_dataset("songs")
+            assert (answer.kind, answer.datasets, len(answer.runs)) == ("dataset", ["songs@1"], 1)
+            with pytest.raises(NotFound):
+                admin.remove_dataset("songs")
+            assert admin.remove_sae(SAE).pairs == 2
+            with pytest.raises(NotFound, match="there is no run 99"):
+                admin.remove_run(99)
+            assert [entry.action for entry in admin.audit().data][:2] == ["sae.remove", "dataset.remove"]
 
 
 def test_the_command_says_what_goes_and_wants_a_yes(

@@ -31,7 +31,7 @@ class Limits:
     rows: int = 16
     """Rows of the batch, shadows included."""
     queue: int = 64
-    """Requests that wait."""
+    """Requests that wait while every row is taken."""
     columns: int = 1 << 20
     """Tokens of keys and values that are kept, over all rows with their padding."""
     chunk: int = 256
@@ -60,6 +60,8 @@ class Engine:
         self._shadowed: list[Line] = []
         self._sampler = Sampler((), passes.device)
         self._tokens = self._source = self._place = torch.empty(0, dtype=torch.long)
+        self._taken = 0
+        """Rows at work."""
         self._pace, self._last_end = 1.0, 0.0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -88,7 +90,7 @@ class Engine:
             waiting = {
                 line.work for line in (*self._arrived, *self._waiting) if not (line.work.begun or line.work.over)
             }
-            if len(waiting) >= self.limits.queue:
+            if len(waiting) >= self.limits.queue + max(self.limits.rows - self._taken, 0):
                 detail = f"{len(waiting)} requests wait for the model, which is as many as may; try again later"
                 raise TooMany(detail, max(1, math.ceil(self._pace)))
             self._arrived.extend(lines)
@@ -176,6 +178,7 @@ class Engine:
                 short.append(line)
         if short:
             self._begin(short)
+        self._taken = len(self._batch) + sum(len(prompts.seats) for prompts, _ in self._reading)
 
     def _begin(self, lines: list[Line]) -> None:
         prompts = Prompts(self._passes, [seat for line in lines for seat in line.seats], self.limits.chunk)

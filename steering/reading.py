@@ -34,6 +34,7 @@ def row(encoder: Encoder, feature: int) -> Row:
     return Row(product.weight_t[:, feature].contiguous(), float(product.bias[feature]), float(own))
 
 
+@torch.inference_mode()
 def activation(encoder: Encoder, residual: Tensor, feature: Tensor, pre: Tensor, threshold: Tensor) -> Tensor:
     """(n,) float32: the activation of one feature a token.
 
@@ -56,6 +57,7 @@ def activation(encoder: Encoder, residual: Tensor, feature: Tensor, pre: Tensor,
     return found
 
 
+@torch.inference_mode()
 def activations(encoder: Encoder, residual: Tensor, features: Tensor) -> Tensor:
     """(n, n_features) float32: the activations of the same features at every token of (n, d_model)."""
     parts = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 
@@ -118,6 +119,7 @@ def summary(ops: list[OpApplied], condition_tokens: int | None, engine: str) -> 
     )
 
 
+@cache
 def _version() -> str:
     try:
         return version("scopebase")

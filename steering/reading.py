@@ -57,17 +57,46 @@ def activation(encoder: Encoder, residual: Tensor, feature: Tensor, pre: Tensor,
     return found
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The same for several features: (n_features, d_model) and (n_features,)."""
+
+    encoder: Encoder
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+    threshold: Tensor
+
+
+def rows(encoder: Encoder, features: Tensor) -> Rows:
+    product, threshold = encoder.product, encoder.threshold
+    own = threshold[features] if len(threshold) > 1 else threshold
+    return Rows(encoder, features, product.weight_t.T[features], product.bias[features], own)
+
+
 @torch.inference_mode()
-def activations(encoder: Encoder, residual: Tensor, features: Tensor) -> Tensor:
+def activations(read: Rows, residual: Tensor) -> Tensor:
     """(n, n_features) float32: the activations of the same features at every token of (n, d_model)."""
+    h = residual.float()
+    pre = torch.addmm(read.bias, h, read.weight.T)
+    fires = pre > read.threshold
+    if read.encoder.k is None:
+        return torch.where(fires, pre, 0)
+    if residual.device.type != "cpu":
+        return _chosen(read.encoder, h, read.features)
+    found = torch.zeros_like(pre)
+    maybe = fires.any(1).nonzero()[:, 0]
+    if len(maybe):
+        found[maybe] = _chosen(read.encoder, h[maybe], read.features)
+    return found
+
+
+def _chosen(encoder: Encoder, residual: Tensor, features: Tensor) -> Tensor:
+    """(n, n_features) what survives the top-k."""
+    assert encoder.k is not None
     parts = []
     for _, block in encoder.product.blocks(residual):
         pre = encoder.product(block)
-        if encoder.k is None:
-            own = pre[:, features]
-            threshold = encoder.threshold[features] if len(encoder.threshold) > 1 else encoder.threshold
-            parts.append(torch.where(own > threshold, own, 0))
-            continue
         value, column = top_k(pre, encoder.k)
         parts.append(torch.zeros_like(pre).scatter_(1, column, value.relu())[:, features])
     return torch.cat(parts)

@@ -103,15 +103,25 @@ def _chosen(encoder: Encoder, residual: Tensor, features: Tensor) -> Tensor:
 
 
 def _among_all(encoder: Encoder, residual: Tensor, feature: Tensor) -> Tensor:
-    """(n,) what survives the top-k: fewer than k are larger, or as large and of a lower index."""
+    """(n,) what survives the top-k."""
     assert encoder.k is not None
     parts = []
     for first, block in encoder.product.blocks(residual):
         pre = encoder.product(block)
         which = (feature if len(feature) == 1 else feature[first : first + len(block)]).expand(len(block))[:, None]
         own = pre.gather(1, which)
-        columns = torch.arange(pre.shape[1], device=pre.device)
-        before = (pre > own) | ((pre == own) & (columns < which))
-        fires = (before.sum(1, keepdim=True) < encoder.k) & (own > 0)
+        fires = _is_chosen(pre, own, which, encoder.k) & (own > 0)
         parts.append(torch.where(fires, own, 0)[:, 0])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _is_chosen(pre: Tensor, own: Tensor, which: Tensor, k: int) -> Tensor:
+    """(n, 1) where fewer than k of (n, d_sae) are larger than `own`, or as large and of a lower index than `which`."""
+    there = torch.empty_like(pre)  # a float is counted faster than a bool
+    larger = torch.gt(pre, own, out=there).sum(1, keepdim=True)
+    if pre.device.type == "cpu":
+        at_most = torch.ge(pre, own, out=there).sum(1, keepdim=True)
+        if not ((larger < k) & (at_most > k)).any():  # hardly ever does a tie decide
+            return larger < k
+    lower = torch.arange(pre.shape[1], device=pre.device) < which
+    return larger + ((pre == own) & lower).sum(1, keepdim=True) < k

@@ -61,11 +61,8 @@ class Place:
         """Whether both may touch one token of the same prompt or of what is generated after it."""
         if bool((self.prompt & other.prompt).any()):
             return True
-        if self._only is not None and other._only is not None:
-            shared: Set[int] = self._only & other._only
-        else:
-            shared = self._only or other._only or frozenset([-1])  # -1: some token or other
-        if shared <= self._never | other._never:
+        named = [only for only in (self._only, other._only) if only is not None]
+        if named and frozenset.intersection(*named) <= self._never | other._never:
             return False
         return any(self._at(number) and other._at(number) for number in range(max_tokens - 1))
 

@@ -33,7 +33,7 @@ from schema.home import Home
 from schema.live import Fired, LiveText
 from schema.lookup import find_sae
 from schema.packing import VALUE_OF_BITS, pack
-from schema.recipe import Recipe
+from schema.recipe import UNKNOWN, Recipe
 from schema.records import Tokens
 from schema.tables import Model, Run, Sae
 
@@ -240,9 +240,9 @@ def _known(home: Home, described: Described) -> tuple[str, str | None]:
         if found is None:
             names = ", ".join(session.scalars(select(Model.name).order_by(Model.name))) or "none"
             raise InputError(f"the home knows no model {card.name}; it has {names} ('scopebase index' adds one)")
-        newest = select(Run).where(Run.model_id == found.id).order_by(Run.finished.desc().nulls_last()).limit(1)
-        run = session.scalars(newest).first()
-        return found.name, run.recipe["dtype"] if run else None
+        newest = select(Run).where(Run.model_id == found.id).order_by(Run.finished.desc().nulls_last())
+        recorded = (run.recipe["dtype"] for run in session.scalars(newest))
+        return found.name, next((dtype for dtype in recorded if dtype != UNKNOWN), None)
 
 
 def _by_position(

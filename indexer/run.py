@@ -51,9 +51,7 @@ def index(config: IndexConfig, settings: Settings, progress: Progress | None = N
     home = make_home(settings)
     engine = Engine(plan, progress)
     try:
-        trim(home)  # what a killed process was removing
-        publish_staged(home)  # and what one had staged
-        home.ledger.reclaim()
+        take_up(home)
         reports = [index_one(home, engine, spec, found, progress) for spec, found in plan.datasets]
         add_logits(home, engine, progress)
         if spent_parts(home):  # an earlier call died between finishing its run and tidying up
@@ -61,6 +59,13 @@ def index(config: IndexConfig, settings: Settings, progress: Progress | None = N
         return reports
     finally:
         home.close()
+
+
+def take_up(home: Home) -> None:
+    """Ends what killed processes had begun: what one was removing goes, what one had staged is published, their shards are free."""
+    trim(home)
+    publish_staged(home)
+    home.ledger.reclaim()
 
 
 def index_one(home: Home, engine: Engine, spec: DatasetSpec, found: Survey, progress: Progress) -> RunReport:

@@ -169,11 +169,15 @@ class ShardRows:
 
     def _add(self, each: PairEncoder, batch: Batch, residual: Tensor) -> None:
         keys = packed_keys(each.encoder.encode(residual), batch.token_key) if len(residual) else np.empty(0, np.int64)
+        self._keep(each.pair, batch, keys)
+
+    def _keep(self, pair: int, batch: Batch, keys: npt.NDArray[np.int64]) -> None:
+        """One pair's activations of a batch, counted and made rows."""
         packed = pack(keys, batch.last)
-        self._profiles[each.pair].add(packed, len(residual))
+        self._profiles[pair].add(packed, len(batch.token_key))
         self.stats.activations += len(packed.bits)
         self.stats.saturated += int((packed.bits == LARGEST_BITS).sum()) if LARGEST_BITS in packed.maximum else 0
-        self._batches.append(forward_rows(each.pair, batch.tokens, packed))
+        self._batches.append(forward_rows(pair, batch.tokens, packed))
 
     def _flush(self) -> pa.Table:
         table = pa.Table.from_batches(self._batches, schema=FORWARD).combine_chunks()

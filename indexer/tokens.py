@@ -77,6 +77,10 @@ class Tokenizer:
         """Each token as text by itself, with the space that it begins with."""
         return [self._piece(int(id_)) for id_ in ids]
 
+    def joined(self, ids: Sequence[int]) -> str:
+        """Several tokens as one text, for those that only together make a character."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
     def _piece(self, id_: int) -> str:
         raw = self._tokenizer.convert_ids_to_tokens(id_)
         if isinstance(raw, str) and "\u2581" in raw:  # SentencePiece's space, which decoding a single token drops

@@ -10,6 +10,7 @@ from functools import partial
 
 from sqlalchemy import func, select
 
+import indexer.saes
 from indexer.engine import Engine
 from indexer.ingest import write_directions, write_samples
 from indexer.progress import Bar, Progress
@@ -22,7 +23,7 @@ from schema.lookup import segments_of
 from schema.publish import Staged, discard, publish, size, write
 from schema.recipe import Recipe
 from schema.records import Survey, Tokens
-from schema.tables import Run, RunSae, Shard
+from schema.tables import Run, RunSae, Sae, Shard
 from schema.upkeep import merge
 
 WAIT_SECONDS = 1.0
@@ -97,9 +98,13 @@ class Worker:
         """One SAE's decoder directions."""
         pair = next(pair for pair in self.run.pairs if pair.sae_id == shard.sae_id)
         bar = self._drawn("directions", "storing directions", len(self.run.pairs))
-        staged |= write_directions(self.home.store, pair.sae_id, self.engine.plan.release.load(pair.sae.layer))
+        staged |= write_directions(self.home.store, pair.sae_id, self.sae(pair.sae))
         bar.advance(1)
         return {}
+
+    def sae(self, known: Sae) -> indexer.saes.Sae:
+        """The tensors of one of the run's SAEs."""
+        return self.engine.plan.release.load(known.layer)
 
     def encode(self, shard: Shard, staged: Staged) -> Stats:
         """Samples [first, stop) through the model and all SAEs."""

@@ -12,6 +12,9 @@ from typing import Any
 from schema.errors import InputError
 
 MASKS = ("none", "special", "first", "special,first")
+DTYPES = ("float32", "bfloat16", "float16")
+UNKNOWN = "unknown"
+"""The arithmetic of activations that another tool made and does not tell."""
 MAX_TOKENS = 65_535  # a position is stored in 16 bits
 MAX_CHARS = 1_000_000  # a text this long or longer is refused
 
@@ -31,6 +34,8 @@ class Recipe:
     dtype: str = "float32"
     """The model's arithmetic. SAEs always encode and select in float32."""
     tokenizer_sha256: str = ""
+    origin: str = ""
+    """What made the activations where Scopebase did not: `delphi <SHA-256 of its cache>`."""
 
     def __post_init__(self) -> None:
         if self.mask not in MASKS:
@@ -42,7 +47,7 @@ class Recipe:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
     @property
     def comparable(self) -> tuple[str, int, str, str]:
@@ -55,7 +60,8 @@ class Recipe:
         return (self.template, None if self.template is not None else self.text_field)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is stored. A run of our own has no `origin`, nor had any before there was one."""
+        return {name: value for name, value in asdict(self).items() if name != "origin" or value}
 
     def render(self, record: Mapping[str, Any]) -> str:
         """The text of one row.

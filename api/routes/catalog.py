@@ -74,7 +74,7 @@ def runs(
 
 @router.delete("/runs/{run}", summary="Remove a run", dependencies=[needs("admin")])
 def delete_run(
-    library: Books, actor: Actor, run: Annotated[int, Path(ge=1, le=1 << 31, description="Its number")]
+    library: Books, actor: Actor, run: Annotated[int, Path(ge=1, le=1 << 31, description="Its number", examples=[7])]
 ) -> RemovalAnswer:
     """A run with everything that it wrote. What is being indexed right now is refused (409)."""
     return removing.do(library.home, removing.a_run(run), actor)

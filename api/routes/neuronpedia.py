@@ -1,6 +1,7 @@
 """Neuronpedia's read routes over our data, under `/api`, so that its clients work here too.
 
-Errors are `{"error": ..., "message": ...}`, which is what those clients read. Lists, comments, graphs and uploads are not served.
+Errors are `{"error": ..., "message": ...}`, which is what those clients read. What is not served (lists, graphs, maps, uploads) says so
+in a sentence, with 403: their client shows the sentence of a 4xx and hides that of a 404 or 5xx.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 
 from api.deps import Books, Live
-from api.services.neuronpedia import catalogue, explanations, features, live
-from schema.errors import ScopebaseError
+from api.services.neuronpedia import catalogue, explanations, features, live, vectors
+from schema.errors import Forbidden, ScopebaseError
 from schema.wire.neuronpedia import (
     NpActivation,
+    NpCosSim,
     NpError,
     NpExported,
     NpFeature,
@@ -25,11 +27,14 @@ from schema.wire.neuronpedia import (
     NpGlobal,
     NpModelAnswer,
     NpSourceSetAnswer,
+    NpVectorAnswer,
+    NpVectorList,
 )
 from schema.wire.neuronpedia_live import NpComputed, NpHits, NpHitsList, NpSparseAnswer, NpTopAnswer, NpTopList
 from schema.wire.neuronpedia_requests import (
     NpActivationNew,
     NpActivationSource,
+    NpCosSimAsked,
     NpFeatureId,
     NpOffset,
     NpSearch,
@@ -195,6 +200,34 @@ def post_global(library: Books) -> NpGlobal:
         return catalogue.overview(session)
 
 
+@router.post("/vector/get")
+def post_vector_get(library: Books, wanted: Annotated[NpFeatureId, Body(examples=[FEATURE])]) -> NpVectorAnswer:
+    """A feature's decoder column, or a saved steering vector as `{"source": "12-vectors", "index": "calm"}`."""
+    return vectors.vector(library, wanted)
+
+
+@router.post("/vector/list-owned")
+def post_vector_list_owned(library: Books) -> NpVectorList:
+    """The steering vectors that are saved here."""
+    return vectors.saved_vectors(library)
+
+
+@router.post("/cossim")
+def post_cossim(
+    library: Books,
+    asked: Annotated[
+        NpCosSimAsked,
+        Body(
+            examples=[
+                {**FEATURE, "targetModelId": "qwen3-1.7b-base", "targetSourceId": "13-qwenscope-res-32k-l50"},
+            ]
+        ),
+    ],
+) -> NpCosSim:
+    """The features of a source whose decoder directions are nearest to a feature's."""
+    return vectors.cosines(library, asked)
+
+
 @router.post("/activation/new", responses=UNLOADED)
 def post_activation_new(
     library: Books,
@@ -232,3 +265,38 @@ def post_top_by_token(
 ) -> NpTopAnswer | NpTopList:
     """At each token of a text the features that fire most; needs a loaded model."""
     return live.top_by_token(library, model, asked)
+
+
+UPLOAD = "what is here comes from indexing; 'scopebase index' and 'scopebase import' add to it"
+LIST = "Scopebase keeps no lists of features; a label, a rule or 'POST /v1/features/query' names several at once"
+GRAPH = "Scopebase keeps no attribution graphs; 'scopebase export features-json' writes features for the tools that draw them"
+EXPLAIN = "'scopebase label explain' and 'POST /v1/labels' add labels here"
+STEER = "steered text comes from POST /v1/completions and /v1/chat/completions, with a 'steering' object"
+VECTOR = "steering vectors are saved with POST /v1/steering-vectors or 'scopebase vector save'"
+NOT_SERVED = {
+    **dict.fromkeys(("model/new", "source-set/new", "feature/upload-batch", "activation/upload-batch"), UPLOAD),
+    **dict.fromkeys(("explanation/new", "explanation/generate", "explanation/score"), EXPLAIN),
+    **dict.fromkeys(("vector/new", "vector/delete"), VECTOR),
+    **dict.fromkeys(("steer", "steer/", "steer-chat", "steer-chat/"), STEER),
+    "umap": "Scopebase computes no maps of features; POST /api/cossim and /v1/features/{feature}/neighbours give near ones",
+    "list/{call}": LIST,
+    "graph/{call}": GRAPH,
+}
+"""Path of a call of theirs -> what to do instead."""
+
+
+def _refuse(path: str, instead: str) -> None:
+    def refused() -> None:
+        raise Forbidden(f"/api/{path.partition('/{')[0]} is not served: {instead}")
+
+    router.add_api_route(f"/{path}", refused, methods=["POST"], include_in_schema=False)
+
+
+for path, instead in NOT_SERVED.items():
+    _refuse(path, instead)
+
+
+@router.get("/graph/{model_id}/{slug}", include_in_schema=False)
+def get_graph() -> None:
+    """Refused."""
+    raise Forbidden(f"/api/graph is not served: {GRAPH}")

@@ -119,6 +119,7 @@ def _run_item(run: Run, encoded: int) -> RunItem:
         n_samples=run.dataset.n_samples,
         bytes=run.counts.get("bytes", 0),
         **{name: run.recipe[name] for name in ("mask", "max_tokens", "dtype", "template", "text_field")},
+        origin=run.recipe.get("origin", ""),
         **counts,
         **_take(run, ("versions", "created_at", "finished_at")),
     )

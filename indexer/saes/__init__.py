@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from indexer.saes import qwen_scope, sae_lens
+from indexer.saes import (
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    llama_scope,
+    qwen_scope,
+    sae_lens,
+    sparsify,
+)
 from indexer.saes.place import Place, open_place
 from indexer.saes.sae import Sae, checked
 from schema.errors import InputError
@@ -22,11 +32,30 @@ class Format:
     layers: Callable[[Place], dict[int, str]]
     """Layer -> the file of its weights; empty for a release of another format."""
     load: Callable[[Place, int, str], Sae]
+    files: str
+    """What it is recognised by, in words."""
+    name: Callable[[Place], str] = lambda place: place.name
+    """The release's name, of which the set's is made."""
 
 
 FORMATS: dict[str, Format] = {
-    qwen_scope.NAME: Format(qwen_scope.layers, qwen_scope.load),
-    sae_lens.NAME: Format(sae_lens.layers, sae_lens.load),
+    qwen_scope.NAME: Format(qwen_scope.layers, qwen_scope.load, "layer<n>.sae.pt (Qwen-Scope)"),
+    sae_lens.NAME: Format(sae_lens.layers, sae_lens.load, f"cfg.json with {sae_lens.WEIGHTS} (SAELens)"),
+    gemma_scope.NAME: Format(gemma_scope.layers, gemma_scope.load, "params.npz (Gemma Scope)", gemma_scope.name),
+    gemma_scope_2.NAME: Format(
+        gemma_scope_2.layers, gemma_scope_2.load, "params.safetensors (Gemma Scope 2)", gemma_scope_2.name
+    ),
+    sparsify.NAME: Format(sparsify.layers, sparsify.load, "cfg.json with sae.safetensors (sparsify)", sparsify.name),
+    dictionary_learning.NAME: Format(
+        dictionary_learning.layers,
+        dictionary_learning.load,
+        "config.json with ae.pt (dictionary_learning)",
+        dictionary_learning.name,
+    ),
+    llama_scope.NAME: Format(
+        llama_scope.layers, llama_scope.load, "hyperparams.json with checkpoints/ (Llama Scope)", llama_scope.name
+    ),
+    goodfire.NAME: Format(goodfire.layers, goodfire.load, "<model>-SAE-l<n>.pth (Goodfire)"),
 }
 
 
@@ -41,7 +70,7 @@ class Release:
 
     @property
     def name(self) -> str:
-        return self.place.name
+        return FORMATS[self.format].name(self.place)
 
     def choose(self, layers: str) -> list[int]:
         """`all` or `0,3-5` as layers that the release has.
@@ -67,9 +96,9 @@ class Release:
     def stamp(self, layer: int) -> tuple[str, int, int]:
         """Path of a layer's file, and size and time of it and its configuration, by which unchanged ones are known."""
         path = self.place.get(self.files[layer])
-        beside = [path, *(path.with_name(name) for name in ("config.json", "cfg.json"))]
+        beside = [path, *(path.parent / name for name in ("config.json", "cfg.json", "../hyperparams.json"))]
         stats = [file.stat() for file in beside if file.exists()]
-        return str(path.resolve()), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+        return os.path.abspath(path), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
 
     def card(self, sae: Sae, sha256: str) -> SaeCard:
         """What is stored of an SAE of this release."""
@@ -100,9 +129,12 @@ def open_release(source: str) -> Release:
         files = each.layers(place)
         if files:
             return Release(source, place, name, files)
-    raise InputError(
-        f"{source} holds no SAE that is read: neither layer<n>.sae.pt (Qwen-Scope) nor cfg.json with {sae_lens.WEIGHTS} (SAELens)"
-    )
+    if any(re.fullmatch(r"(?:.*/)?autoencoders/\d{1,3}\.pt", f"{place.path}/{name}") for name in place.names()):
+        raise InputError(
+            f"{source}: OpenAI's SAEs of GPT-2 normalise the residual of each token first, which is not read"
+        )
+    known = ", ".join(each.files for each in FORMATS.values())
+    raise InputError(f"{source} holds no SAE that is read, which are known by their files: {known}")
 
 
 def parse_layers(text: str) -> list[int]:

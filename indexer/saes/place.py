@@ -13,6 +13,8 @@ class Place(Protocol):
 
     name: str
     """The release's name: its last path component."""
+    path: str
+    """Where it lies, whole: for what only the folders above it tell."""
     revision: str
     """The hub's commit; empty for a directory."""
 
@@ -28,16 +30,17 @@ class Folder:
     revision = ""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.parent if path.is_file() else path
+        self.folder = path.parent if path.is_file() else path
         self.only = path.name if path.is_file() else None
-        self.name = self.path.resolve().name
+        self.path = self.folder.resolve().as_posix()
+        self.name = self.folder.resolve().name
 
     def names(self) -> list[str]:
-        files = (file.relative_to(self.path) for file in sorted(self.path.rglob("*")) if file.is_file())
+        files = (file.relative_to(self.folder) for file in sorted(self.folder.rglob("*")) if file.is_file())
         return [str(file) for file in files if self.only in (None, str(file)) or file.suffix == ".json"]
 
     def get(self, name: str) -> Path:
-        return self.path / name
+        return self.folder / name
 
 
 class Repository:
@@ -47,7 +50,8 @@ class Repository:
         from huggingface_hub import HfApi
 
         self.repo, self.folder = repo, folder.strip("/")
-        self.name = (self.folder or repo).rsplit("/", 1)[-1]
+        self.path = f"{repo}/{self.folder}".rstrip("/")
+        self.name = self.path.rsplit("/", 1)[-1]
         try:
             info = HfApi().model_info(repo, revision=revision)
         except Exception as error:  # the library raises its own, httpx's and the operating system's

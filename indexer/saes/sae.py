@@ -98,6 +98,24 @@ class Sae:
         return digest.hexdigest()
 
 
+def ungated(
+    weight: Tensor, r_mag: Tensor, gate: Tensor, magnitude: Tensor, place: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A gated SAE as the jumprelu that computes the same: its W_enc, b_enc and threshold.
+
+        fires where W x' + gate > 0   <=>   e^r W x' + magnitude > magnitude - e^r gate
+
+    Raises:
+        InputError: its biases do not fit its encoder of shape (d_sae, d_model).
+
+    Gated SAEs of Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014.
+    """
+    if weight.ndim != 2 or {tuple(tensor.shape) for tensor in (r_mag, gate, magnitude)} != {(len(weight),)}:
+        raise InputError(f"{place}: its gate's biases do not fit its encoder of shape {_shape(weight)}")
+    scale, bias = r_mag.float().exp(), magnitude.float()
+    return scale[:, None] * weight.float(), bias, bias - scale * gate.float()
+
+
 def checked(sae: Sae, place: str) -> Sae:
     """The same SAE, if its tensors can be one.
 

@@ -1,22 +1,21 @@
 """SAELens directories: `cfg.json` and `sae_weights.safetensors`, one directory an SAE, W_enc (d_in, d_sae) and W_dec (d_sae, d_in).
 
-Read: architectures standard, topk, jumprelu (as which SAELens saves BatchTopK and Matryoshka SAEs) and batchtopk training checkpoints,
-in the nested configuration of version 6 and the flat one before it.
+Read: architectures standard, topk, gated, jumprelu (as which SAELens saves BatchTopK and Matryoshka SAEs) and batchtopk training
+checkpoints, in the nested configuration of version 6 and the flat one before it.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from indexer.saes.place import Place
-from indexer.saes.sae import Sae
+from indexer.saes.reading import needed, read_json, read_safetensors, turned
+from indexer.saes.sae import Sae, ungated
 from schema.errors import InputError
 
 NAME = "saelens"
@@ -27,7 +26,13 @@ _HOOKS = (
     re.compile(r"blocks\.(\d+)\.hook_out"),
     re.compile(r"model\.layers\.(\d+)"),
 )
-_ACTIVATIONS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "batchtopk": "jumprelu"}
+_ACTIVATIONS = {
+    "standard": "relu",
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "batchtopk": "jumprelu",
+    "gated": "jumprelu",
+}
 
 
 def layers(place: Place) -> dict[int, str]:
@@ -55,15 +60,15 @@ def load(place: Place, layer: int, file: str) -> Sae:
     config_file = str(PurePosixPath(file).with_name(CONFIG))
     config = _config(place, config_file)
     architecture = _architecture(config, config_file)
-    tensors = _tensors(place.get(file), file)
-    missing = [name for name in ("W_enc", "W_dec", "b_enc", "b_dec") if name not in tensors]
-    if missing:
-        raise InputError(f"{file} has no tensor {missing[0]!r}; it holds {', '.join(sorted(tensors))}")
+    tensors = read_safetensors(place.get(file), file)
+    if architecture == "gated":
+        tensors = _ungated(tensors, file)
+    needed(tensors, ("W_enc", "W_dec", "b_enc", "b_dec"), file)
     activation = _ACTIVATIONS[architecture]
     return Sae(
         layer=layer,
-        W_enc=_turned(tensors["W_enc"], "W_enc", file),
-        W_dec=_turned(tensors["W_dec"], "W_dec", file),
+        W_enc=turned(tensors["W_enc"], "W_enc", file),
+        W_dec=turned(tensors["W_dec"], "W_dec", file),
         b_enc=tensors["b_enc"],
         b_dec=tensors["b_dec"],
         activation=activation,
@@ -77,12 +82,7 @@ def load(place: Place, layer: int, file: str) -> Sae:
 
 def _config(place: Place, file: str) -> dict[str, Any]:
     """cfg.json with its metadata laid flat, as versions before 6 wrote it."""
-    try:
-        value = json.loads(place.get(file).read_text())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file} is no JSON object")
+    value = read_json(place, file)
     metadata = value.get("metadata")
     return {**(metadata if isinstance(metadata, dict) else {}), **value}
 
@@ -119,12 +119,12 @@ def _sparsity(config: dict[str, Any], file: str) -> int:
     return k
 
 
-def _tensors(path: Path, file: str) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is no readable safetensors file ({error}); fetch it again") from None
+def _ungated(tensors: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+    """A gated SAE as the jumprelu that it is (see `indexer.saes.sae.ungated`)."""
+    names = ("W_enc", "W_dec", "b_dec", "r_mag", "b_gate", "b_mag")
+    W_enc, W_dec, b_dec, r_mag, b_gate, b_mag = needed(tensors, names, file)
+    weight, bias, threshold = ungated(turned(W_enc, "W_enc", file), r_mag, b_gate, b_mag, file)
+    return {"W_enc": weight.T, "W_dec": W_dec, "b_enc": bias, "b_dec": b_dec, "threshold": threshold}
 
 
 def _threshold(tensors: dict[str, Tensor], file: str) -> Tensor:
@@ -133,9 +133,3 @@ def _threshold(tensors: dict[str, Tensor], file: str) -> Tensor:
     if "topk_threshold" in tensors:
         return torch.full_like(tensors["b_enc"], float(tensors["topk_threshold"]))
     raise InputError(f"{file} has no tensor 'threshold', which a jumprelu needs")
-
-
-def _turned(tensor: Tensor, name: str, file: str) -> Tensor:
-    if tensor.ndim != 2:
-        raise InputError(f"{file}: {name} has shape {tuple(tensor.shape)}, but a weight has two dimensions")
-    return tensor.T.contiguous()

@@ -71,6 +71,7 @@ class RunItem(Wire):
     dtype: str
     template: str | None
     text_field: str
+    origin: str = Field("", description="What made the activations where Scopebase did not, such as a cache of Delphi")
     n_samples: int
     n_tokens: int
     n_masked: int

@@ -279,3 +279,42 @@ class NpError(Wire):
 
     error: str
     message: str
+
+
+class NpVector(Wire):
+    """A direction in the residual stream: a feature's decoder column, or a vector that was saved."""
+
+    modelId: str
+    layer: str = Field(description="The same as `source`, by its older name")
+    source: str = Field(description="The source of a feature; `<layer>-vectors` for a saved vector")
+    index: str = Field(description="The feature, or the name of a saved vector")
+    vectorLabel: str | None
+    hookName: str
+    vector: Floats
+    vectorDefaultSteerStrength: float | None = None
+
+
+class NpVectorAnswer(Wire):
+    vector: NpVector
+
+
+class NpVectorList(Wire):
+    vectors: list[NpVector] = Field(description="Newest versions, one entry a layer, at most 1,000")
+
+
+class NpNearId(Wire):
+    model: str
+    source: str
+    index: int
+
+
+class NpNear(Wire):
+    feature: NpNearId
+    cosine_similarity: float
+
+
+class NpCosSim(Wire):
+    """As their inference server answers, whose answer their web page's route hands on."""
+
+    feature: NpNearId
+    topk_decoder_cossim_features: list[NpNear] = Field(description="The ten nearest directions, nearest first")

@@ -88,3 +88,11 @@ class NpTopK(NpRequest):
     densityThreshold: float = Field(
         0.01, ge=-1, lt=1, description="Features denser than this are left out; -1 for none"
     )
+
+
+class NpCosSimAsked(NpRequest):
+    modelId: str = Field(max_length=256, description="Id of the model, or its name on the hub")
+    source: str = Field(max_length=256, description="`<layer>-<set>`, or another name of the SAE")
+    index: str = Field(max_length=20, description="The feature, as text or number")
+    targetModelId: str = Field(max_length=256, description="Model of the source that is looked in")
+    targetSourceId: str = Field(max_length=256, description="The source that is looked in")

@@ -13,6 +13,7 @@ from scopebase import __version__
 from scopebase.cli import (
     answers,
     audit,
+    backup,
     catalog,
     contrast,
     database,
@@ -100,6 +101,8 @@ app.command("runs")(catalog.runs)
 app.command("serve")(serve.serve)
 app.command("audit")(audit.audit)
 app.command("verify")(verify.verify)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
 app.add_typer(key.app, name="key")

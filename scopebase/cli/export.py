@@ -1,4 +1,4 @@
-"""`scopebase export neuronpedia | delphi | dashboard`: feature data in other tools' files."""
+"""`scopebase export neuronpedia | delphi | dashboard | features-json`: feature data in other tools' files."""
 
 from __future__ import annotations
 
@@ -83,6 +83,29 @@ def dashboard(
         plan = _plan(books, sae, out, dataset, features, (top, intervals, each, window))
         with _bar(plan, len(plan.features)) as drawn:
             report = export_dashboard(drawn)
+    _show(report, json)
+
+
+@app.command("features-json")
+def features_json(
+    out: OutOption,
+    sae: SaeOption = None,
+    dataset: DatasetsOption = None,
+    features: FeaturesOption = None,
+    top: TopOption = 20,
+    intervals: IntervalsOption = 5,
+    each: EachOption = 5,
+    window: WindowOption = 128,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """One JSON file a feature, as circuit-tracer and other tools of attribution graphs read them."""
+    from api.services.exchange.feature_json import export_feature_json
+
+    with library(home) as books:
+        plan = _plan(books, sae, out, dataset, features, (top, intervals, each, window))
+        with _bar(plan, len(plan.features)) as drawn:
+            report = export_feature_json(drawn)
     _show(report, json)
 
 

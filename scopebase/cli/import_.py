@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from schema.errors import InputError
+from schema.settings import Settings
 from schema.wire.exchange import CompareAnswer
 from schema.wire.labels import ImportReport, Policy
 from scopebase.cli.answers import library
 from scopebase.cli.console import OUT, DrawnProgress, print_json, table
+from scopebase.cli.index import runs_page, show_reports
 from scopebase.cli.label_packs import show_report
 from scopebase.cli.labels import Author, author_of
-from scopebase.cli.options import Home, Json, SaeOption, wants_json
+from scopebase.cli.options import Home, Json, SaeOption, settings, wants_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +35,15 @@ Check = Annotated[
 DatasetsOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--dataset", help="Compare with these datasets only. Repeat for more.", show_default=False),
+]
+TakenOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="Take the cache itself in, as a dataset of this name. With --check: compare with these only.",
+        show_default=False,
+    ),
 ]
 PolicyOption = Annotated[
     Policy, typer.Option("--policy", help="For labels that are here with other words: skip, update or duplicate.")
@@ -77,10 +88,52 @@ def neuronpedia(
 @app.command("delphi")
 def delphi(
     folder: Folder,
-    sae: SaeOption = None,
+    sae: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--sae",
+            help="The SAE's id; with --dataset also its release, as `scopebase index` takes it. Optional where there is one.",
+            show_default=False,
+        ),
+    ] = None,
     check: Check = False,
-    dataset: DatasetsOption = None,
+    dataset: TakenOption = None,
     hookpoint: Hookpoint = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", help="With --dataset: the model, where the cache does not say it.", show_default=False),
+    ] = None,
+    model_name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model-name", help="With --dataset: the model's name in ids.", show_default=False),
+    ] = None,
+    set_name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--set", help="With --dataset and a release: name of the set in SAE ids.", show_default=False),
+    ] = None,
+    layer: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--layer", min=0, help="With --dataset and a release: which layer, where no name tells.", show_default=False
+        ),
+    ] = None,
+    mask: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--mask",
+            help="With --dataset: tokens that never fire: none, special, first, or special,first. "
+            "[default: what the cache says, else none]",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--dtype",
+            help="With --dataset: the arithmetic that the model was run in. [default: what the cache says, else unknown]",
+            show_default=False,
+        ),
+    ] = None,
     licence: Licence = None,
     policy: PolicyOption = "skip",
     dry_run: DryRun = False,
@@ -88,10 +141,21 @@ def delphi(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Explanations that Delphi wrote become labels of the SAE, with their scores."""
+    """Explanations that Delphi wrote become labels of the SAE, with their scores; with --dataset, its activations a dataset.
+
+    With --dataset, run it again after any interruption: it goes on where it stopped. When complete it says so and writes nothing.
+    """
     from api.services.exchange.delphi_labels import read_delphi_labels
     from api.services.exchange.delphi_reading import cache_of, read_delphi
 
+    if dataset and not check:
+        if dry_run:
+            raise InputError(
+                "--dry-run is for labels; --check compares a cache with what is indexed and writes nothing"
+            )
+        cache = cache_of(_there(folder), hookpoint, layer)
+        _take_in_delphi(cache, sae, dataset, (layer, model, model_name, set_name, mask, dtype), settings(home), json)
+        return
     with library(home) as books:
         found = _sae(books, sae)
         if check:
@@ -101,6 +165,31 @@ def delphi(
         labels = read_delphi_labels(_there(folder), hookpoint, found.layer)
         report = _taken(books, found, folder, labels, (author, policy, dry_run, licence))
     _show_report(report, json)
+
+
+def _take_in_delphi(
+    cache: Path,
+    sae: str | None,
+    dataset: list[str],
+    given: tuple[int | None, str | None, str | None, str | None, str | None, str | None],
+    where: Settings,
+    json: bool,
+) -> None:
+    """A cache becomes a dataset with its run."""
+    try:
+        from indexer.caches.subjects import Taking
+        from indexer.caches.taking import take_in_delphi
+    except ImportError as error:
+        raise InputError(
+            f"taking a cache in needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
+        ) from None
+    if len(dataset) > 1:
+        raise InputError("a cache becomes one dataset: give --dataset once")
+    report = take_in_delphi(Taking(cache, sae, dataset[0], *given), where, DrawnProgress())
+    if wants_json(json):
+        print_json(runs_page(where, [report]))
+    else:
+        show_reports(where, [report])
 
 
 @app.command("dashboard")

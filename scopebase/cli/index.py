@@ -19,7 +19,10 @@ from scopebase.cli.workers import check_engine, helpers
 def index(
     model: Annotated[str, typer.Option("--model", help="A model: hub id (owner/name[@revision]) or directory.")],
     sae: Annotated[
-        str, typer.Option("--sae", help="Its SAEs: hub id or directory of a Qwen-Scope or SAELens release.")
+        str,
+        typer.Option(
+            "--sae", help="Its SAEs: hub id, directory or file of a release, in any of the formats that are read."
+        ),
     ],
     dataset: Annotated[
         list[str],

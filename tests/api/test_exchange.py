@@ -22,6 +22,7 @@ from api.services.exchange.delphi import Shape, export_delphi
 from api.services.exchange.delphi_labels import read_delphi_labels
 from api.services.exchange.delphi_reading import cache_of, read_delphi
 from api.services.exchange.examples import Choice
+from api.services.exchange.feature_json import cantor, export_feature_json
 from api.services.exchange.incoming import Taking, take_in
 from api.services.exchange.plan import Plan, parse_features, plan
 from api.services.exchange.tensors import Spool, map_tensors, write_tensors
@@ -123,7 +124,7 @@ def test_an_interrupted_export_goes_on_and_ends_the_same(books: Library, tmp_pat
         raise Stopped
 
     choice = Choice(n_top=2, n_intervals=1, n_each=1)
-    for export in (export_neuronpedia, export_dashboard):
+    for export in (export_neuronpedia, export_dashboard, export_feature_json):
         once, twice = tmp_path / export.__name__ / "once", tmp_path / export.__name__ / "twice"
         export(asked(books, once, choice=choice))
         with pytest.raises(Stopped):
@@ -157,6 +158,42 @@ def test_dashboard_batches_say_what_the_index_says(books: Library, fired: Fired,
     (tmp_path / "batch-9.json").write_text('{"features": [{}]}')
     with pytest.raises(InputError, match="has no 'activations'"):
         list(read_dashboard(tmp_path))
+
+
+def test_feature_json_is_what_graph_tools_read(indexed: Settings, fired: Fired, tmp_path: Path) -> None:
+    shutil.copytree(indexed.home, tmp_path / "home")
+    home = open_home(Settings.read(tmp_path / "home", {}))
+    own, tmp_path = Library(home), tmp_path / "out"
+    values = np.concatenate([acts for _, acts in fired.values()])
+    firing = [i for i in range(41) if values[:, i].any()]
+    create(own, NewLabel(feature=f"{SAE}/{firing[0]}", text="counts of apples"), "ann")
+    report = export_feature_json(asked(own, tmp_path, features="0-40", choice=Choice(4, 3, 2, window=1000)))
+    assert report.n_firing == report.files == len(firing)
+    assert {path.name for path in (tmp_path / "features").iterdir()} == {
+        f"{sum(range(2 + i + 1)) + i}.json" for i in firing
+    }
+    shown, labels = 0, {firing[0]: "counts of apples"}
+    for i in firing:
+        row = json.loads((tmp_path / "features" / f"{cantor(2, i)}.json").read_text())
+        assert (row["index"], row["transcoder_id"], row["clerp"]) == (i, SAE, labels.get(i, ""))
+        assert row["act_max"] == pytest.approx(values[:, i].max(), rel=1e-3)
+        assert sum(row["histogram"]) == (values[:, i] > 0).sum()
+        assert row["examples_quantiles"][0]["quantile_name"] == "Top activations"
+        texts = {each["text"]: name for name, rows in ROWS.items() for each in rows}
+        for example in (e for quantile in row["examples_quantiles"] for e in quantile["examples"]):
+            (name, text) = texts["".join(example["tokens"])], "".join(example["tokens"])
+            sample = next(each["id"] for each in ROWS[name] if each["text"] == text)
+            expected = fired[name, sample][1][:, i]
+            np.testing.assert_allclose(example["tokens_acts_list"], expected, rtol=2e-3, atol=1e-6)
+            assert example["train_token_ind"] == int(np.argmax(example["tokens_acts_list"]))
+            shown += 1
+    assert shown == report.n_examples > 30
+    home.close()
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 1 << 20)), unique=True, max_size=30))
+def test_no_two_features_of_a_model_share_a_number(places: list[tuple[int, int]]) -> None:
+    assert len({cantor(*place) for place in places}) == len(places)
 
 
 @pytest.mark.parametrize(("context", "window", "splits"), [(256, 32, 5), (16, 8, 1), (48, 16, 300)])

@@ -27,6 +27,7 @@ from schema.home import open_home
 from schema.layout import feature_key
 from schema.lookup import find_sae
 from schema.settings import Settings
+from schema.steer import SteeringVector
 from schema.wire.labels import NewLabel
 from tests.indexer.activations import token_activations
 from tests.making import PROBLEMS, SONGS, TALES
@@ -414,3 +415,107 @@ def test_the_official_client_works(address: str, monkeypatch: pytest.MonkeyPatch
 
 def density(fired: Fired, index: int) -> float:
     return sum((acts[:, index] > 0).sum() for _, acts in fired.values()) / sum(len(i) - 1 for i, _ in fired.values())
+
+
+def official_calls(text: str) -> dict[str, Any]:
+    """Every call of the official client that is not in the test above: name -> the call."""
+    from neuronpedia.np_activation import Activation
+    from neuronpedia.np_feature import Feature, SteerFeature
+    from neuronpedia.np_list import NPList
+    from neuronpedia.np_model import Model
+    from neuronpedia.np_source_set import SourceSet
+    from neuronpedia.np_vector import NPVector
+    from neuronpedia.requests.activation_request import ActivationRequest
+    from neuronpedia.requests.feature_request import FeatureRequest
+    from neuronpedia.requests.graph_request import GraphRequest
+    from neuronpedia.requests.list_request import ListRequest
+    from neuronpedia.requests.steer_request import SteerChatRequest, SteerCompletionRequest
+    from neuronpedia.requests.vector_request import VectorRequest
+
+    where = ("tiny-qwen3", "2-tiny", "3")
+    shown = Activation(*where, tokens=["a"], values=[1.0])
+    made = NPVector("calm", *where, [0.0], "blocks.2.hook_resid_post", 10.0)
+    graph = '{"metadata": {"prompt": "a", "prompt_tokens": ["a"], "scan": "tiny-qwen3", "slug": "s"}}'
+    return {
+        "model.new": lambda: Model.new("m", 4),
+        "source_set.new": lambda: SourceSet.new("s", "tiny-qwen3"),
+        "feature.upload_batch": lambda: FeatureRequest().upload_batch("tiny-qwen3", "2-tiny", [Feature(*where)]),
+        "activation.upload_batch": lambda: ActivationRequest().upload_batch(*where, [shown]),
+        "list.get_owned": lambda: NPList.get_owned(),
+        "list.new": lambda: NPList.new("l"),
+        "list.get": lambda: NPList.get("l"),
+        "list.add_items": lambda: ListRequest().add_items(NPList("l", "l", "", []), []),
+        "vector.new": lambda: NPVector.new("v", "tiny-qwen3", 2, "hook_resid_post", [0.0] * 32),
+        "vector.delete": lambda: VectorRequest().delete(made),
+        "steer.features": lambda: SteerCompletionRequest().steer_features("tiny-qwen3", [SteerFeature(*where)], "La"),
+        "steer.vectors": lambda: SteerCompletionRequest().steer("tiny-qwen3", [made], "La"),
+        "steer.chat": lambda: SteerChatRequest().steer("tiny-qwen3", [made]),
+        "graph.upload": lambda: GraphRequest().upload(graph),
+        "graph.get": lambda: GraphRequest().get("tiny-qwen3", "s"),
+        "graph.list_owned": lambda: GraphRequest().list_owned(),
+        "graph.generate": lambda: GraphRequest().generate("tiny-qwen3", text, "s"),
+        "graph.delete": lambda: GraphRequest()._delete("tiny-qwen3", "s"),
+    }
+
+
+def test_what_is_not_served_says_so_to_the_official_client(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("neuronpedia", reason="the official client is not installed: pip install 'scopebase[peers]'")
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", "any")
+    from neuronpedia.requests.base_request import NPRequest
+    from requests.exceptions import HTTPError
+
+    monkeypatch.setattr(NPRequest, "BASE_URL", address)
+    for name, ask in official_calls("La la").items():
+        with pytest.raises(HTTPError, match="is not served: ") as refused:
+            ask()
+        assert "status 403" in str(refused.value), name
+
+
+def test_vectors_are_decoder_columns_and_saved_ones(
+    address: str, settings: Settings, release_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("neuronpedia", reason="the official client is not installed: pip install 'scopebase[peers]'")
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", "any")
+    from neuronpedia.np_vector import NPVector
+    from neuronpedia.requests.base_request import NPRequest
+    from requests.exceptions import HTTPError
+
+    monkeypatch.setattr(NPRequest, "BASE_URL", address)
+    tensors = torch.load(release_dir / "layer2.sae.pt", weights_only=True)
+    found = NPVector.get("tiny-qwen3", "2-tiny", "3")
+    np.testing.assert_allclose(found.values, tensors["W_dec"][:, 3].numpy(), atol=1e-3)
+    assert (found.source, found.index, found.label) == ("2-tiny", "3", "counts of apples")
+    assert found.hook_name == "blocks.2.hook_resid_post"
+    save_vector(settings, "calm", [1, 3], np.arange(64, dtype="<f4"))
+    owned = NPVector.get_owned()
+    assert [(each.source, each.index) for each in owned] == [("1-vectors", "calm"), ("3-vectors", "calm")]
+    assert NPVector.get("tiny-qwen3", "3-vectors", "calm").values == list(range(32, 64))
+    with pytest.raises(HTTPError, match="not found"):
+        NPVector.get("tiny-qwen3", "2-vectors", "calm")
+
+
+def save_vector(settings: Settings, name: str, layers: list[int], values: np.ndarray) -> None:
+    home = open_home(settings)
+    with home.database.writing() as session:
+        model = find_sae(session, SAE).model_id
+        row = {"layers": layers, "d_model": 32, "data": values.tobytes(), "sha256": "0" * 64, "author": "ann"}
+        session.add(SteeringVector(name=name, version=1, model_id=model, **row))
+    home.close()
+
+
+def test_cosines_between_sources(client: TestClient, release_dir: Path) -> None:
+    asked = {"modelId": "tiny-qwen3", "source": "2-tiny", "index": 3}
+    answer = client.post(
+        "/api/cossim", json={**asked, "targetModelId": "tiny-qwen3", "targetSourceId": "1-tiny"}
+    ).json()
+    one, other = (
+        torch.load(release_dir / f"layer{layer}.sae.pt", weights_only=True)["W_dec"].T.numpy() for layer in (2, 1)
+    )
+    cosine = other @ one[3] / np.linalg.norm(other, axis=1) / np.linalg.norm(one[3])
+    near = answer["topk_decoder_cossim_features"]
+    assert [each["feature"]["index"] for each in near] == np.argsort(-cosine)[:10].tolist()
+    assert [each["cosine_similarity"] for each in near] == pytest.approx(sorted(cosine, reverse=True)[:10], abs=2e-3)
+    itself = client.post(
+        "/api/cossim", json={**asked, "targetModelId": "tiny-qwen3", "targetSourceId": "2-tiny"}
+    ).json()
+    assert 3 not in [each["feature"]["index"] for each in itself["topk_decoder_cossim_features"]]

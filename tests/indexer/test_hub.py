@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from indexer.run import index
+from indexer.saes.known import load_known
 from schema.home import open_home
 from schema.settings import Settings
-from schema.tables import Dataset, Model
+from schema.tables import Dataset, Model, Sae
 from tests.hub import Hub
 from tests.indexer.test_run import config, everything
 from tests.making import SONGS, TALES, write_jsonl
 
 MODEL, RELEASE, DATASET = "lab/tiny-qwen3", "lab/SAE-Res-Tiny-W256-L0_6", "lab/verses"
+SPARSIFY = "lab/sae-tiny-256"
 CALLS = """
 import contextlib, io, json, sys
 from scopebase.cli import main
@@ -58,12 +62,23 @@ def shelves(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, release_d
     (root / "models" / "lab").mkdir(parents=True)
     (root / "models" / MODEL).symlink_to(model_dir)
     (root / "models" / RELEASE).symlink_to(release_dir)
+    for hook in ("layers.1", "layers.1.mlp", "layers.2"):
+        write_sparsify(root / "models" / SPARSIFY / hook, release_dir)
     verses = root / "datasets" / DATASET
     write_jsonl(verses / "songs" / "test.jsonl", SONGS)
     write_jsonl(verses / "songs" / "train.jsonl", SONGS[:5])
     write_jsonl(verses / "tales.jsonl", TALES)
     (verses / "README.md").write_text(CARD)
     return root
+
+
+def write_sparsify(folder: Path, release_dir: Path) -> None:
+    """The SAE of layer 1 as sparsify lays SAEs out."""
+    tensors = torch.load(release_dir / "layer1.sae.pt", weights_only=True)
+    folder.mkdir(parents=True)
+    theirs = {"encoder.weight": tensors["W_enc"], "encoder.bias": tensors["b_enc"], "b_dec": tensors["b_dec"]}
+    save_file({**theirs, "W_dec": tensors["W_dec"].T.contiguous()}, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"k": 6, "num_latents": 256, "d_in": 32}))
 
 
 @pytest.fixture
@@ -143,6 +158,18 @@ def test_model_and_saes_by_hub_id_give_the_rows_of_the_directories(
     check_refused(
         desk.index(songs, offline=True), f"{RELEASE} cannot be fetched from the hub: .* give a local directory"
     )
+
+
+def test_a_release_of_folders_by_hub_id(desk: Desk, index_args: dict[str, Any], data_dir: Path) -> None:
+    """Only the folder of the layer is fetched, and the SAE is found again in the hub's cache, its settings beside it."""
+    status, err = desk.index(f"songs={data_dir / 'songs.jsonl'}", model=index_args["model"], sae=SPARSIFY)
+    assert status == 0, err
+    assert desk.hub.fetched(SPARSIFY) == {"layers.1/sae.safetensors", "layers.1/cfg.json"}
+    desk.hub.stop()
+    with open_home(desk.settings).database.reading() as session:
+        known = session.query(Sae).one()
+        sae = load_known(known)
+        assert (known.format, known.release, sae.k, sae.subtract_b_dec) == ("sparsify", "sae-tiny-256", 6, True)
 
 
 def test_a_dataset_by_hub_id(desk: Desk, index_args: dict[str, Any], tmp_path: Path, data_dir: Path) -> None:

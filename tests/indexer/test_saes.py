@@ -138,7 +138,7 @@ def test_a_release_of_several_sae_lens_directories(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"architecture": "gated"}, "architecture 'gated' is not read"),
+        ({"architecture": "temporal"}, "architecture 'temporal' is not read"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations = 'layer_norm' is not read"),
         ({"hook_name": "blocks.3.attn.hook_z"}, "is not the residual stream after a block"),
         ({"architecture": "topk", "k": None}, "needs a whole number k"),

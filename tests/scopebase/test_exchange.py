@@ -43,6 +43,35 @@ def test_export_says_what_it_wrote_and_import_compares_it(call: Call, home: Path
     assert again.json["n_examples"] is None, "it was there already"
 
 
+def test_a_cache_is_taken_in_on_the_command_line(call: Call, home: Path, tmp_path: Path) -> None:
+    own = tmp_path / "home"
+    shutil.copytree(home, own)
+    out = tmp_path / "cache"
+    assert call("--home", own, "export", "delphi", "--sae", SAE, "--out", out, "--dataset", "songs").status == 0
+    words = ("--home", own, "import", "delphi", out, "--sae", SAE, "--dataset", "verses")
+    said = call(*words)
+    assert said.status == 0, said.err
+    assert "verses" in said.out
+    assert "complete" in said.out
+    again = call(*words, "--json")
+    (run,) = again.json["data"]
+    assert (run["dataset"], run["saes"], run["origin"][:7]) == ("verses@1", [SAE], "delphi ")
+    assert "nothing" in call(*words).out, "nothing was written"
+    twice = call(*words, "--dataset", "more")
+    assert (twice.status, "give --dataset once" in twice.err) == (2, True)
+    dry = call(*words, "--dry-run")
+    assert (dry.status, "--dry-run is for labels" in dry.err) == (2, True)
+    masked = call(*words[:-1], "unmasked", "--mask", "everything")
+    assert (masked.status, "--mask 'everything': one of" in masked.err) == (2, True)
+
+
+def test_features_are_written_for_graphs(call: Call, home: Path, tmp_path: Path) -> None:
+    said = call("--home", home, "export", "features-json", "--sae", SAE, "--out", tmp_path / "g", "--features", "0-9")
+    assert said.status == 0, said.err
+    assert "10 features" in said.out
+    assert list((tmp_path / "g" / "features").glob("*.json"))
+
+
 def test_explanations_are_imported_on_the_command_line(call: Call, home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run" / "explanations"
     folder.mkdir(parents=True)

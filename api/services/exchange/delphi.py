@@ -2,6 +2,7 @@
 
     latents/<hookpoint>/<first>_<last>.safetensors   locations (n, 3) of row, position and latent - first; activations; tokens
     latents/<hookpoint>/config.json
+    samples.jsonl                                    ours: where each sample lies, for whoever takes the cache in
 
 Delphi reads windows of 32 tokens out of rows of 256. Samples are laid one after another, each padded to whole windows, so that
 no window holds two samples and none is all padding.
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from api.services.exchange.delphi_reading import read_delphi
 from api.services.exchange.examples import CHUNK
-from api.services.exchange.files import claim, whole_file
+from api.services.exchange.files import claim, lines, whole_file
 from api.services.exchange.plan import Plan
 from api.services.exchange.tensors import Spool, write_tensors
 from api.services.exchange.whole import Whole
@@ -39,6 +40,7 @@ Ints = npt.NDArray[np.int64]
 CONTEXT = 256
 WINDOW = 32
 SPLITS = 5
+SAMPLES = "samples.jsonl"
 _NARROW = 1 << 16
 
 
@@ -86,7 +88,8 @@ def export_delphi(plan: Plan, shape: Shape, model: str) -> ExportReport:
     sae = plan.whole.sae
     hookpoint = shape.hookpoint or f"layers.{sae.layer}"
     folder = plan.out / "latents" / hookpoint
-    claim(plan.out, plan.manifest("delphi", shape=vars(shape)))
+    recipe = plan.whole.sources[0].recipe
+    claim(plan.out, plan.manifest("delphi", shape=vars(shape), recipe=recipe.as_dict()))
     folder.mkdir(parents=True, exist_ok=True)
     n_examples = None if _finished(folder) else _write(plan, shape, folder, model)
     return ExportReport(
@@ -137,11 +140,13 @@ def _fill(plan: Plan, shape: Shape, parts: Sequence[Part], tokens: Spool, wanted
     """Spools every activation of the features wanted, and the tokens, sample by sample; how many activations."""
     n_written, at = 0, 0
     with ExitStack() as open_files:
+        listed = open_files.enter_context(lines(plan.out / SAMPLES))
         places = [open_files.enter_context(part.locations.path.open("wb")) for part in parts]
         values = [open_files.enter_context(part.activations.path.open("wb")) for part in parts]
         text = open_files.enter_context(tokens.path.open("wb"))
         for source, chunk in _chunks(plan.whole):
-            starts, at = _spool_tokens(plan, shape, source, chunk, tokens, text, at)
+            starts, lengths, at = _spool_tokens(plan, shape, source, chunk, tokens, text, at)
+            _list_samples(plan, source, chunk, starts, lengths, listed)
             feature, flat, value = _activations(plan.library.store, plan.whole.sources[source].pair, chunk, starts)
             kept = wanted[feature]
             feature, flat, value = feature[kept], flat[kept], value[kept]
@@ -167,8 +172,8 @@ def _chunks(whole: Whole) -> Iterator[tuple[int, Ints]]:
 
 def _spool_tokens(
     plan: Plan, shape: Shape, place: int, chunk: Ints, tokens: Spool, file: IO[bytes], at: int
-) -> tuple[Ints, int]:
-    """Lays samples down from token `at` on; where each begins, and where the next one does."""
+) -> tuple[Ints, Ints, int]:
+    """Lays samples down from token `at` on; where each begins, how long it is, and where the next one begins."""
     run = plan.whole.sources[place].run
     rows = plan.library.store.rows("tokens", [sample_key(run, int(o)) for o in chunk], ["token_ids"])
     ids, offsets = flat_column(rows.column("token_ids"))
@@ -178,7 +183,17 @@ def _spool_tokens(
     laid = np.full(starts[-1], shape.pad_token, np.int32)
     laid[np.arange(len(ids)) + np.repeat(starts[:-1] - offsets[:-1], lengths)] = ids
     tokens.append(file, laid)
-    return starts[:-1] + at, at + int(starts[-1])
+    return starts[:-1] + at, lengths, at + int(starts[-1])
+
+
+def _list_samples(plan: Plan, place: int, chunk: Ints, starts: Ints, lengths: Ints, file: IO[str]) -> None:
+    """Where samples lie, each under an id that no other sample of the cache has."""
+    source, names = plan.whole.sources[place], plan.whole.subject.names
+    rows = plan.library.store.rows("samples", [sample_key(source.dataset_id, int(o)) for o in chunk], ["id"])
+    for id_, first, length in zip(rows.column("id").to_pylist(), starts.tolist(), lengths.tolist(), strict=True):
+        shown = id_ if len(names) == 1 else f"{names[place]}/{id_}"
+        row = {"id": shown, "first": first, "n_tokens": length, "fields": {"dataset": names[place], "sample": id_}}
+        file.write(json.dumps(row) + "\n")
 
 
 def _activations(store: Store, pair: int, chunk: Ints, starts: Ints) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:

@@ -31,7 +31,7 @@ def cache_folders(folder: Path) -> list[Path]:
     raise InputError(f"{folder} holds no cache of Delphi (latents/<hookpoint>/<first>_<last>.safetensors)")
 
 
-def cache_of(folder: Path, hookpoint: str | None, layer: int) -> Path:
+def cache_of(folder: Path, hookpoint: str | None, layer: int | None) -> Path:
     """The hook point of a cache that an SAE's layer is.
 
     Raises:

@@ -238,6 +238,11 @@ def test_the_client_completes_and_chats(client: Client) -> None:
     assert len(ids.choices) == 2
 
 
+def test_the_client_sees_which_model_generates(client: Client) -> None:
+    assert client.model("tiny-qwen3").loaded
+    assert [model.loaded for model in client.models()] == [True]
+
+
 def test_the_client_streams_typed_pieces(client: Client) -> None:
     steering = {"ops": [{"feature": FEATURE, "strength": 2.0}], "compare": True}
     chunks = list(client.complete("the cat", max_tokens=3, steering=steering, stream=True))

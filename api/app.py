@@ -29,6 +29,7 @@ from api.routes import (
     evaluations,
     features,
     gaps,
+    generation,
     health,
     label_packs,
     labels,
@@ -42,12 +43,28 @@ from api.routes import (
 )
 from api.services.access.keyring import Keyring
 from api.services.library import Library
-from schema.errors import ScopebaseError
+from api.services.version import running_version
+from schema.errors import ScopebaseError, TooMany
+from schema.generation import Generator
 from schema.home import Home
 from schema.live import LiveModel
 from schema.meaning import Meaning
 
-ROUTES = (catalog, questions, query, gaps, suite, evaluations, rules, features, reading, label_packs, labels, audit)
+ROUTES = (
+    catalog,
+    questions,
+    query,
+    gaps,
+    suite,
+    evaluations,
+    rules,
+    features,
+    reading,
+    generation,
+    label_packs,
+    labels,
+    audit,
+)
 """`label_packs` before `labels`: /labels/export before /labels/{label}."""
 DESCRIPTION = """Which features does one dataset cover that another does not? Answers over the index of a Scopebase home.
 
@@ -60,6 +77,7 @@ def create_app(
     live: LiveModel | None = None,
     meaning: Meaning | None = None,
     access: Access = Access(),  # noqa: B008 - frozen
+    generator: Generator | None = None,
 ) -> FastAPI:
     """The service over a home.
 
@@ -67,6 +85,7 @@ def create_app(
         live: a loaded model for what texts fire; without one such questions are answered with 503.
         meaning: a sentence model for search by meaning.
         access: who may ask, and how much; everybody unless given.
+        generator: a loaded model that generates, and reads too; it takes the place of `live`.
     """
 
     @asynccontextmanager
@@ -76,14 +95,15 @@ def create_app(
 
     app: FastAPI = FastAPIOffline(  # brings the files of /docs along, for machines without internet
         title="Scopebase",
-        version=health.running_version(),
+        version=running_version(),
         description=DESCRIPTION,
         lifespan=lifespan,
         generate_unique_id_function=_name,
     )
     app.state.library = Library(home, meaning)
-    app.state.live = live
     app.state.metrics = Metrics(home)
+    app.state.live = live or generator
+    app.state.generator = generator
     app.include_router(health.router, prefix="/v1")
     app.include_router(metrics.router, dependencies=[needs("read")])
     for module in ROUTES:
@@ -123,7 +143,8 @@ def _name(route: APIRoute) -> str:
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ScopebaseError)
-    return problem(error.http_status, str(error))
+    wait = {"retry-after": str(error.retry_after)} if isinstance(error, TooMany) else None
+    return problem(error.http_status, str(error), headers=wait)
 
 
 def _invalid(_request: Request, error: Exception) -> JSONResponse:

@@ -10,6 +10,7 @@ from api.services.cursors import PATTERN
 from api.services.library import Library
 from api.services.written import Written
 from schema.errors import Forbidden, NoModel
+from schema.generation import Generator
 from schema.live import LiveModel
 from schema.records import Pool, Scope
 
@@ -72,6 +73,23 @@ def get_live(request: Request) -> LiveModel:
 
 
 Live = Annotated[LiveModel, Depends(get_live)]
+
+
+async def get_generator(request: Request) -> Generator:
+    """The loaded model, which generates.
+
+    Raises:
+        NoModel: the service runs without one.
+    """
+    generator = request.app.state.generator
+    if generator is None:
+        raise NoModel(
+            "no model is loaded here, so nothing can be generated; start the service with 'scopebase serve --model M'"
+        )
+    return cast(Generator, generator)
+
+
+Generating = Annotated[Generator, Depends(get_generator)]
 
 
 async def get_actor(request: Request) -> str:

@@ -1,6 +1,7 @@
 """Names: slugs of models, sets of SAEs, and the ids that users write.
 
-SAE = `<model>/<layer>-<set>`, feature = `<sae>/<index>`, dataset = `<name>`, `<name>@<version>` or `<name>@run<run>`.
+SAE = `<model>/<layer>-<set>`, feature = `<sae>/<index>`, dataset = `<name>`, `<name>@<version>` or `<name>@run<run>`;
+rule and steering vector = `<name>` or `<name>@<version>`.
 """
 
 from __future__ import annotations
@@ -95,3 +96,15 @@ def parse_dataset(text: str) -> DatasetName:
         )
     number = int(match[2]) if match else None
     return DatasetName(name, None, number) if match and match[1] else DatasetName(name, number, None)
+
+
+def parse_versioned(kind: str, text: str) -> tuple[str, int | None]:
+    """`calm` or `calm@2` in its parts: the name, and the version that is asked for.
+
+    Args:
+        kind: what it names, for the sentence of a refusal.
+    """
+    name, at, which = text.partition("@")
+    if at and not re.fullmatch(r"[1-9][0-9]{0,8}", which, re.ASCII):
+        raise InputError(f"{text!r}: what follows '@' is the {kind}'s version, as in {name}@2")
+    return name, int(which) if at else None

@@ -8,6 +8,7 @@ from api.services.access.rates import Rate
 
 OPEN = frozenset({"/v1/health", "/v1/ready"})
 """Asked by machines that watch the service; never limited and never asked for a key."""
+GENERATING = frozenset({"/v1/completions", "/v1/chat/completions"})
 DOCUMENTS = ("/openapi.json", "/docs", "/redoc", "/static-offline-docs/")
 """What describes the service holds no data of the home."""
 
@@ -32,9 +33,11 @@ class Access:
     target_bytes: int = 32 << 10
     """Path and query together."""
     seconds: float = 120.0
-    """Until an answer begins. Uploads take what they need."""
+    """Until an answer begins, which for a generated text is its first token. Uploads take what they need."""
     concurrent: int = 64
-    """Requests at work at one moment."""
+    """Requests at work at one moment. Once a text is the engine's work, or waits for it, it counts as one of `generating` instead."""
+    generating: int = 256
+    """Texts on their way to clients at one moment, slow readers included."""
     log: bool = False
     """One line a request on standard error."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.gate.access import OPEN, Access
+from api.gate.access import GENERATING, OPEN, Access
 from api.gate.messages import headers_of, is_upload
 from api.problems import problem
 from schema.deadline import allow, too_slow
@@ -23,6 +23,7 @@ class Limits:
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self.access = app, access
         self._at_work: set[asyncio.Task[Any]] = set()
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN:
@@ -40,6 +41,9 @@ class Limits:
             answer = problem(413, _too_large(most, upload))
         elif len(self._at_work) >= self.access.concurrent:
             answer = problem(503, f"{len(self._at_work)} requests are at work; try again", headers={"retry-after": "1"})
+        elif len(self._under_way) >= self.access.generating and scope["path"] in GENERATING:
+            detail = f"{len(self._under_way)} texts are on their way to clients; try again"
+            answer = problem(429, detail, headers={"retry-after": "1"})
         else:
             await self._work(scope, _counted(receive, most, upload), send, None if upload else self.access.seconds)
             return
@@ -60,6 +64,18 @@ class Limits:
                 allow(seconds)
             await self.app(scope, receive, sending)
 
+        def handed_over() -> None:
+            """The route's word that the work is another's now, which has bounds of its own."""
+            self._at_work.discard(task)
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+        def under_way() -> None:
+            """The route's word that its answer has begun, before a byte of it is sent."""
+            nonlocal begun
+            begun = True
+
+        scope.setdefault("state", {}).update(handed_over=handed_over, under_way=under_way)
         task = asyncio.ensure_future(work())
         self._at_work.add(task)
         task.add_done_callback(self._at_work.discard)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 
 from api.deps import Actor, Books, Cursor, Limit, needs
 from api.services import catalog, removing
@@ -17,11 +17,25 @@ ModelName = Annotated[str | None, Query(max_length=256, description="Only this m
 DatasetName = Annotated[str | None, Query(max_length=256, description="Only this dataset, in all its versions")]
 
 
+def _loaded(request: Request) -> str | None:
+    generator = request.app.state.generator
+    return None if generator is None else str(generator.name)
+
+
 @router.get("/models")
-def models(library: Books, limit: Limit = 50, cursor: Cursor = None) -> Page[ModelItem]:
+def models(request: Request, library: Books, limit: Limit = 50, cursor: Cursor = None) -> Page[ModelItem]:
     """Models under study."""
     with library.home.database.reading() as session:
-        return catalog.models(session, limit, cursor)
+        return catalog.models(session, limit, cursor, _loaded(request))
+
+
+@router.get("/models/{model}", summary="Show a model")
+def get_model(
+    request: Request, library: Books, model: Annotated[str, Path(max_length=256, description="Its name")]
+) -> ModelItem:
+    """A model under study, and whether it generates here."""
+    with library.home.database.reading() as session:
+        return catalog.model(session, model, _loaded(request))
 
 
 @router.get("/saes")

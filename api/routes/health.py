@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from fastapi import APIRouter, Request, Response
 
+from api.services.version import running_version
 from schema.errors import ScopebaseError
 from schema.wire.base import Health, Ready
 
 router = APIRouter(tags=["health"])
-
-
-def running_version() -> str:
-    try:
-        return version("scopebase")
-    except PackageNotFoundError:
-        return "0.0.0"
 
 
 @router.get("/health")
@@ -35,8 +27,10 @@ def ready(request: Request, response: Response) -> Ready:
             checks[name] = check() or "ok"
         except (ScopebaseError, OSError, ValueError) as error:
             checks[name] = f"failed: {str(error).splitlines()[0].split(', /')[0][:200]}"
-    if request.app.state.live is not None:
-        checks["model"] = "ok"  # it is loaded before the service listens
+    if request.app.state.live is not None:  # it is loaded before the service listens
+        generator = request.app.state.generator
+        fault = None if generator is None else generator.fault()
+        checks["model"] = "ok" if fault is None else f"failed: {fault}"
     whole = not any(result.startswith("failed") for result in checks.values())
     response.status_code = 200 if whole else 503
     return Ready(status="ready" if whole else "not ready", checks=checks)

@@ -9,6 +9,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from api.services.cursors import read_cursor, write_cursor
+from schema.errors import not_found
 from schema.tables import Dataset, Model, Run, RunSae, Sae, Shard
 from schema.wire.base import Page, Wire
 from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
@@ -16,13 +17,32 @@ from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
 Item = TypeVar("Item", bound=Wire)
 
 
-def models(session: Session, limit: int = 50, cursor: str | None = None) -> Page[ModelItem]:
+def models(session: Session, limit: int = 50, cursor: str | None = None, loaded: str | None = None) -> Page[ModelItem]:
+    """Args:
+    loaded: name of the model that generates here.
+    """
     rows, following = _page(session, select(Model).order_by(Model.id), limit, cursor)
     n_saes = dict(session.execute(select(Sae.model_id, func.count()).group_by(Sae.model_id)).all())
+    return Page(data=[_model(m, n_saes.get(m.id, 0), loaded) for m in rows], next_cursor=following)
+
+
+def model(session: Session, name: str, loaded: str | None = None) -> ModelItem:
+    """One model.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    found = session.scalars(select(Model).where(Model.name == name)).one_or_none()
+    if found is None:
+        raise not_found("model", name, session.scalars(select(Model.name)), "scopebase models")
+    n_saes = session.scalar(select(func.count()).select_from(Sae).where(Sae.model_id == found.id))
+    return _model(found, n_saes or 0, loaded)
+
+
+def _model(row: Model, n_saes: int, loaded: str | None) -> ModelItem:
     fields = ("source", "revision", "family", "n_layers", "d_model", "context", "created_at")
-    return Page(
-        data=[ModelItem(id=m.name, n_saes=n_saes.get(m.id, 0), **_take(m, fields)) for m in rows], next_cursor=following
-    )
+    created = int(row.created_at.timestamp())
+    return ModelItem(id=row.name, created=created, loaded=row.name == loaded, n_saes=n_saes, **_take(row, fields))
 
 
 def saes(

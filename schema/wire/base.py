@@ -56,6 +56,15 @@ class SchemaState(Wire):
     state: Literal["made", "upgraded", "up to date"]
 
 
+class OpenAiError(Wire):
+    """An error as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
 class Problem(Wire):
     """An error, RFC 9457."""
 
@@ -64,6 +73,9 @@ class Problem(Wire):
     status: int
     detail: str
     errors: list[dict[str, str]] | None = None
+    error: OpenAiError | None = Field(
+        default=None, description="The same, on the routes that answer in OpenAI's shapes"
+    )
 
 
 class Health(Wire):

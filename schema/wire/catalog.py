@@ -11,7 +11,13 @@ from schema.wire.base import Wire
 
 
 class ModelItem(Wire):
+    """A model, with what OpenAI's clients look for."""
+
     id: str
+    object: Literal["model"] = "model"
+    created: int = Field(0, description="`created_at` in seconds since 1970")
+    owned_by: str = Field("scopebase", description="As OpenAI's clients expect")
+    loaded: bool = Field(False, description="Whether it generates here: /v1/completions takes it")
     source: str
     revision: str
     family: str

@@ -44,12 +44,15 @@ class OpSpec(Wire):
     vector: str | None = Field(None, max_length=80, description="A saved vector, `<name>` or `<name>@<version>`")
     layer: int | None = Field(
         None,
+        strict=True,
         ge=0,
         le=100_000,
         description="Another layer than the direction's own; of a vector of several layers, this one alone",
     )
     mode: Mode = "add"
-    strength: float = Field(1.0, allow_inf_nan=False, description="`suppress` and `ablate`: the share that is removed")
+    strength: float = Field(
+        1.0, strict=True, allow_inf_nan=False, description="`suppress` and `ablate`: the share that is removed"
+    )
     unit: Unit = Field(
         "absolute", description="What `strength` counts in; `multiply`, `suppress` and `ablate` have none"
     )

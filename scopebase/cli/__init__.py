@@ -23,6 +23,7 @@ from scopebase.cli import (
     export,
     features,
     gap,
+    generate,
     import_,
     index,
     key,
@@ -87,6 +88,7 @@ app.command("inspect")(reading.inspect)
 app.command("sample")(reading.sample)
 app.command("contrast")(contrast.contrast)
 app.command("query")(query.query)
+app.command("generate")(generate.generate)
 app.command("gap")(gap.gap)
 app.command("subset")(suite.subset)
 app.command("suite")(suite.suite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -14,6 +15,7 @@ from scopebase.cli.console import DrawnProgress
 if TYPE_CHECKING:
     from api.services.library import Library
     from indexer.live import Live
+    from steering.generator import TorchGenerator
 
 SaeDirOption = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -35,6 +37,12 @@ ModelOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--model", help="Where the model lies, if not where it was indexed from.", show_default=False),
 ]
+ChatTemplateOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--chat-template", help="A file with a chat template in Jinja, in place of the model's own.", show_default=False
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 
 
@@ -53,6 +61,50 @@ def load_live(
             f"reading texts needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
         ) from None
     return open_live(home, model, sae_places=sae_dir or (), device=device, layers=layers, progress=DrawnProgress())
+
+
+def load_generator(
+    home: Home,
+    model: str,
+    sae_dir: Sequence[str] | None,
+    device: str,
+    *,
+    max_rows: int | None = None,
+    max_queue: int = 64,
+    chat_template: Path | None = None,
+) -> TorchGenerator:
+    """The whole model, loaded, to read texts and to generate.
+
+    Raises:
+        InputError: the template cannot be read, torch or transformers is missing, or see `steering.generator.open_generator`.
+    """
+    try:
+        from steering.generator import open_generator
+    except ImportError as error:
+        raise InputError(
+            f"generating needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
+        ) from None
+    return open_generator(
+        home,
+        model,
+        sae_places=sae_dir or (),
+        device=device,
+        max_rows=max_rows,
+        max_queue=max_queue,
+        chat_template=_read_template(chat_template),
+        progress=DrawnProgress(),
+    )
+
+
+def _read_template(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"--chat-template {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--chat-template {path}: is no text in UTF-8") from None
 
 
 def load_for(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from api.gate.access import Access
+    from schema.generation import Generator
     from schema.home import Home
-    from schema.live import LiveModel
 
 ACCESS = "SCOPEBASE_SERVE_ACCESS"
 """Between `serve` and its processes only: the rules, as JSON."""
@@ -43,10 +43,10 @@ def make() -> FastAPI:
     from schema.home import open_home
 
     access = TypeAdapter(Access).validate_json(os.environ[ACCESS])
-    return prepare(open_home(Settings.read()), access, meaning=os.environ[MEANING] or None)
+    return prepare(open_home(Settings.read()), access, os.environ[MEANING] or None)
 
 
-def prepare(home: Home, access: Access, live: LiveModel | None = None, meaning: str | None = None) -> FastAPI:
+def prepare(home: Home, access: Access, meaning: str | None = None, generator: Generator | None = None) -> FastAPI:
     """The application, and this process made ready for it."""
     from api.app import create_app
     from scopebase.meaning import SentenceModel
@@ -54,7 +54,7 @@ def prepare(home: Home, access: Access, live: LiveModel | None = None, meaning: 
     sys.setswitchinterval(SWITCH_SECONDS)
     if access.log:
         _log_to_standard_error()
-    app = create_app(home, live, SentenceModel(meaning) if meaning else None, access)
+    app = create_app(home, None, SentenceModel(meaning) if meaning else None, access, generator)
     gc.collect()
     gc.freeze()  # 400,000 objects of imported code, which a full collection would look through: 0.2 s in which nobody is answered
     return app

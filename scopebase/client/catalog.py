@@ -19,6 +19,10 @@ class Catalog(Asking):
         """Models under study."""
         return self._all("/models", Page[ModelItem], {})
 
+    def model(self, name: str) -> ModelItem:
+        """A model under study, and whether the service generates with it."""
+        return self._get("/models/{model}", ModelItem, {}, model=name)
+
     def saes(self, model: str | None = None, layer: int | None = None, set: str | None = None) -> Rows[SaeItem]:
         """SAEs, with the datasets that each was run over."""
         return self._all("/saes", Page[SaeItem], {"model": model, "layer": layer, "set": set})

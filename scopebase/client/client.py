@@ -10,12 +10,13 @@ import httpx
 from scopebase.client.catalog import Catalog
 from scopebase.client.evaluation import Evaluations, Rules
 from scopebase.client.features import Features
+from scopebase.client.generation import Generation
 from scopebase.client.labels import Labels
 from scopebase.client.questions import Questions
 from scopebase.client.transport import Transport
 
 
-class Client(Catalog, Questions, Features, Rules, Evaluations, Labels):
+class Client(Catalog, Questions, Features, Rules, Evaluations, Labels, Generation):
     """A Scopebase service.
 
         with Client("https://scopebase.example.org", api_key="sb_...") as client:

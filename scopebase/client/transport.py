@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,6 +89,23 @@ class Transport:
             time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
+    def stream(self, path: str, shape: type[Answer], body: Mapping[str, Any]) -> Iterator[Answer]:
+        """The pieces of a streamed answer, as they come.
+
+        Raises:
+            ScopebaseError: as `send`; also in mid-stream, where the service says so or the stream ends before its end.
+        """
+        for attempt in range(self.retries + 1):
+            with self._in_words(), self.http.stream("POST", path, json=body) as response:
+                wait = _asked_to_wait(response)
+                if response.is_success:
+                    yield from _pieces(response, shape)
+                    return
+                response.read()
+            if attempt == self.retries or wait is None or wait > LONGEST_WAIT:
+                raise refusal(response)
+            time.sleep(wait)
+
     def save(
         self, method: str, path: str, to: Path, *, params: Mapping[str, Any] | None = None, **request: Any
     ) -> Path:
@@ -133,7 +150,33 @@ def refusal(response: httpx.Response) -> ScopebaseError:
             f"{response.url.copy_with(query=None)} answered {status} {response.reason_phrase} without saying why; "
             "is a Scopebase service there?"
         )
+    return _error(status, detail)
+
+
+def _error(status: int, detail: str) -> ScopebaseError:
     return ERRORS.get(status, InputError if status < 500 else WorkFailed)(detail)
+
+
+def _pieces(response: httpx.Response, shape: type[Answer]) -> Iterator[Answer]:
+    """Server-sent events in OpenAI's manner: each is one line of JSON, and the last one says that it was the last."""
+    rest = b""
+    for some in response.iter_bytes():
+        *whole, rest = (rest + some).split(b"\n\n")
+        for event in whole:
+            data = event.removeprefix(b"data: ")
+            if data == b"[DONE]":
+                return
+            if data.startswith(b"{") and b'"error":' in data:
+                _raise_told(data)
+            yield shape.model_validate_json(data, extra="ignore")
+    raise WorkFailed(f"the stream of {response.url} broke off before its end; what came of it is only a part")
+
+
+def _raise_told(data: bytes) -> None:
+    """Raises the error that an event tells, if it tells one; a text may hold the word too."""
+    with suppress(ValidationError):
+        told = Problem.model_validate_json(data, extra="ignore")
+        raise _error(told.status, told.detail)
 
 
 def _asked_to_wait(response: httpx.Response) -> float | None:

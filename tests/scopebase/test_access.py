@@ -117,7 +117,7 @@ def test_what_the_options_of_serve_mean(
 ) -> None:
     import uvicorn
 
-    from scopebase.cli import worker
+    from scopebase.cli import serve, worker
 
     monkeypatch.setenv(worker.ACCESS, "")  # all are put back afterwards
     monkeypatch.setenv(worker.MEANING, "")
@@ -125,6 +125,7 @@ def test_what_the_options_of_serve_mean(
     monkeypatch.setattr(
         uvicorn, "run", lambda app, **given: started.append((given, worker.make() if isinstance(app, str) else app))
     )
+    monkeypatch.setattr(serve, "run_server", lambda config, _generator: started.append(({}, config.app)))
     started: list[tuple[dict[str, Any], Any]] = []
     call("--home", home, "key", "create", "ann")
     assert call("--home", home, "serve", *args).status == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,26 @@ def read_direction(library: Library, sae: Sae, feature: int) -> Direction | None
         return None
     vector = rows.column("vector").combine_chunks().flatten().to_numpy().astype(np.float32)
     return Direction(rows.column("norm")[0].as_py(), _unit(vector[None])[0])
+
+
+def read_columns(library: Library, sae: Sae, features: Sequence[int]) -> Floats:
+    """(n, d_model) decoder columns as the home keeps them: float16, at their own lengths.
+
+    Raises:
+        NotFound: the home does not have them.
+    """
+    if not library.store.has(directions_table(sae.d_model)):
+        raise no_directions(sae)
+    keys = [feature_key(sae.id, int(feature)) for feature in features]
+    parts = []
+    for begin in range(0, len(keys), BLOCK):
+        wanted = keys[begin : begin + BLOCK]
+        rows = library.store.rows(directions_table(sae.d_model), wanted, ["vector"])
+        if len(rows) < len(wanted):
+            raise no_directions(sae)
+        flat = rows.column("vector").combine_chunks().flatten().to_numpy().astype(np.float32)
+        parts.append(flat.reshape(-1, sae.d_model))
+    return np.concatenate(parts) if parts else np.empty((0, sae.d_model), np.float32)
 
 
 def blocks(library: Library, sae: Sae) -> Iterator[Block]:

@@ -1,0 +1,105 @@
+"""One forward pass laid out: which operations touch which tokens, after which block and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from schema.errors import WorkFailed
+from steering.conditions import Gates, Watched, Watcher, Watching
+from steering.groups import Group, Touched
+from steering.measure import GENERATED, PROMPT
+from steering.program import Program, Step
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a forward pass."""
+
+    program: Program | None
+    """None: unsteered."""
+    ids: tuple[int, ...]
+    """The tokens of this pass, oldest first: a prompt, a chunk of it, or one token that was generated."""
+    first: int
+    """Position of `ids[0]` in the choice's whole sequence, from 0."""
+    n_prompt: int
+    pad: int = 0
+    """Columns of padding on the left: token j lies in column `pad + j`."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What happens after one block, in this order."""
+
+    watching: Sequence[Watching]
+    """Conditions read the stream as it comes from the block."""
+    groups: Sequence[Group]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pass of a batch."""
+
+    shape: tuple[int, int]
+    """Rows, and the columns that they take at least."""
+    work: Mapping[int, Work]
+    watching: Sequence[Watching]
+
+
+def lay_out(rows: Sequence[Row], device: torch.device) -> Plan:
+    """The pass of these rows, whatever was before."""
+    width = max(
+        (row.pad + len(row.ids) for row in rows if row.ids), default=1
+    )  # of a prompt's chunk, a row may hold only padding
+    gates = Gates(len(rows) * width, device)
+    found: dict[int, dict[tuple[int, str, int, bool], list[Touched]]] = {}
+    for number, row in enumerate(rows):
+        for layer, steps in row.program.layers.items() if row.program is not None else ():
+            for stage, step in enumerate(steps):
+                touched = _touched(step, row, number * width + row.pad)
+                if touched is not None:
+                    found.setdefault(layer, {}).setdefault((stage, *step.kind), []).append(touched)
+    watching = _watch(rows, gates, width, device)
+    work = {}
+    for layer in sorted({*found, *(layer for each in watching for layer in each.layers)}):
+        by_kind = found.get(layer, {})
+        groups = [Group(by_kind[key], gates, device) for key in sorted(by_kind, key=lambda key: key[0])]
+        work[layer] = Work([each for each in watching if layer in each.layers], groups)
+    return Plan((len(rows), width), work, watching)
+
+
+def _touched(step: Step, row: Row, begin: int) -> Touched | None:
+    columns = step.place.columns(row.ids, row.first)
+    if step.gate == "before" and row.first < row.n_prompt:
+        columns = []
+    if not columns:
+        return None
+    special = row.program.special if row.program is not None else ()
+    can_fire = [row.first + column > 0 and row.ids[column] not in special for column in columns]
+    phases = [GENERATED if row.first + column >= row.n_prompt else PROMPT for column in columns]
+    return Touched(step, [begin + column for column in columns], phases, can_fire)
+
+
+def _watch(rows: Sequence[Row], gates: Gates, width: int, device: torch.device) -> list[Watching]:
+    """The conditions of the rows, those that are the same together."""
+    watched: dict[Watcher, list[Watched]] = {}
+    for number, row in enumerate(rows):
+        program = row.program
+        if program is None or program.watcher is None or not row.ids:
+            continue
+        if row.first + len(row.ids) > row.n_prompt and len(row.ids) > 1:
+            raise WorkFailed(
+                "tokens that were generated were fed together to a choice under a condition; feed them one by one"
+            )
+        begin = number * width + row.pad
+        one = Watched(
+            slot=program.slot,
+            places=list(range(begin, begin + len(row.ids))),
+            can_fire=[row.first + j > 0 and id_ not in program.special for j, id_ in enumerate(row.ids)],
+            generated=[row.first + j >= row.n_prompt for j in range(len(row.ids))],
+            early=program.early,
+        )
+        watched.setdefault(program.watcher, []).append(one)
+    return [Watching(watcher, each, gates, device) for watcher, each in watched.items()]

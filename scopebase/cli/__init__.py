@@ -16,6 +16,7 @@ from scopebase.cli import (
     catalog,
     contrast,
     database,
+    delete,
     demo,
     evaluation,
     export,
@@ -33,6 +34,7 @@ from scopebase.cli import (
     rules,
     serve,
     suite,
+    verify,
 )
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
@@ -95,10 +97,12 @@ app.command("datasets")(catalog.datasets)
 app.command("runs")(catalog.runs)
 app.command("serve")(serve.serve)
 app.command("audit")(audit.audit)
+app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
 app.add_typer(key.app, name="key")
 app.add_typer(database.app, name="db")
+app.add_typer(delete.app, name="delete")
 app.add_typer(evaluation.app, name="evaluation")
 app.add_typer(export.app, name="export")
 app.add_typer(import_.app, name="import")

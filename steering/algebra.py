@@ -117,8 +117,8 @@ class Numbers:
         """From (n, 7) in the order of `NUMBERS`; columns that no row needs stay out."""
         columns = dict(zip(NUMBERS, rows.T, strict=True))
         clamps = bool(np.isfinite(columns["low"]).any() or np.isfinite(columns["high"]).any())
-        needed = {name for name in ("base_norm", "share") if columns[name].any()} | {"base"}
-        needed |= {"low", "low_norm", "high", "high_norm"} if clamps else set()
+        needed = {name for name in ("base_norm", "share", "low_norm", "high_norm") if columns[name].any()} | {"base"}
+        needed |= {"low", "high"} if clamps else set()
         # one transfer for all of them
         block = torch.from_numpy(np.ascontiguousarray(rows.T)).to(device)
         return cls(**{name: block[place] if name in needed else None for place, name in enumerate(NUMBERS)})  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ class Numbers:
     @property
     def needs_size(self) -> bool:
         """Whether an amount depends on |h|."""
-        return self.base_norm is not None or self.low is not None
+        return any(norm is not None for norm in (self.base_norm, self.low_norm, self.high_norm))
 
     def amount(self, size: Tensor | None, c: Tensor | None) -> Tensor:
         """x.
@@ -138,13 +138,16 @@ class Numbers:
         Returns:
             (n,), or (1,) where it is the same for every token.
         """
-        x = self.base if self.base_norm is None or size is None else torch.addcmul(self.base, self.base_norm, size)
+        x = _with_size(self.base, self.base_norm, size)
         if c is None:
             return x
         if self.share is not None:
             x = torch.addcmul(x, self.share, c)
-        if size is None or self.low is None or self.low_norm is None or self.high is None or self.high_norm is None:
+        if self.low is None or self.high is None:
             return x
-        low = torch.addcmul(self.low, self.low_norm, size)
-        high = torch.addcmul(self.high, self.high_norm, size)
+        low, high = _with_size(self.low, self.low_norm, size), _with_size(self.high, self.high_norm, size)
         return x + (torch.clamp(c, low, high) - c)
+
+
+def _with_size(constant: Tensor, norm: Tensor | None, size: Tensor | None) -> Tensor:
+    return constant if norm is None or size is None else torch.addcmul(constant, norm, size)

@@ -18,8 +18,8 @@ MOST_OVER_TYPICAL = 100.0
 """Of the other units: what is added, over the typical length of the residual at that layer."""
 MOST_FACTOR = 100.0
 """Of `multiply`."""
-_REMOVES: tuple[Mode, ...] = ("suppress", "ablate")
 _SHARES: tuple[Mode, ...] = ("suppress", "ablate")
+"""What these remove, a share of it."""
 
 
 def name_of(op: Op) -> str:
@@ -128,7 +128,7 @@ def _contradict(first: Op, second: Op) -> bool:
         return False
     if "set" in modes:
         return True
-    if modes & set(_REMOVES):
+    if modes & set(_SHARES):
         return bool(modes & {"multiply", "floor"})
     if modes == {"cap", "floor"} and first.unit == second.unit:
         cap, floor = (first, second) if first.mode == "cap" else (second, first)

@@ -113,7 +113,7 @@ class Steerer:
             block.register_forward_hook(self._hook(layer), prepend=True)
 
     def program(self, choice: Choice) -> Program:
-        """A choice's operations, checked and brought to the device.
+        """A choice's operations, checked and brought to the device. Safe from any thread, as far as the encoders are.
 
         Raises:
             InputError: an operation that this model cannot take, that could touch no token, or that contradicts another.

@@ -49,8 +49,10 @@ def activation(encoder: Encoder, residual: Tensor, feature: Tensor, pre: Tensor,
         return torch.where(fires, pre, 0)
     if residual.device.type != "cpu":  # there, finding out which tokens would stop the device
         return _among_all(encoder, residual, feature)
-    found = torch.zeros_like(pre)
     maybe = fires.nonzero()[:, 0]
+    if len(maybe) == len(pre):
+        return _among_all(encoder, residual, feature)
+    found = torch.zeros_like(pre)
     if len(maybe):
         which = feature if len(feature) == 1 else feature[maybe]
         found[maybe] = _among_all(encoder, residual[maybe], which)

@@ -32,7 +32,10 @@ class Where(Wire):
     exclude_prompt_positions: Positions = Field(default_factory=list)
     exclude_generation_positions: Positions = Field(default_factory=list)
     exclude_tokens: Positions = Field(default_factory=list, description="Never tokens with these ids")
-    skip_special: bool = Field(default=True, description="Never the tokenizer's special tokens, chat markers included")
+    skip_special: bool = Field(
+        default=True,
+        description="Never the tokenizer's special tokens, chat markers included, nor position 0: what the index masks",
+    )
 
 
 class OpSpec(Wire):
@@ -122,7 +125,8 @@ class OpApplied(Wire):
     )
     max_relative_norm: float | None
     activation_before: float | None = Field(
-        description="Mean activation of the feature at the tokens touched; null for a vector"
+        description="What the encoder reads of the feature at the tokens touched, before the k largest are chosen, mean; "
+        "null for a vector"
     )
     activation_after: float | None
 

@@ -116,6 +116,7 @@ class Subject:
         head: Callable[[], Head] | None = None,
     ) -> None:
         self.device = device
+        self.deepest = deepest
         self._head = head
         self._taps: Mapping[int, Tap] = {}
         for layer, block in enumerate(blocks):

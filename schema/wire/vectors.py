@@ -113,11 +113,13 @@ class SavedVector(VectorItem):
 class Component(Wire):
     """One direction of a combination."""
 
-    feature: str | None = Field(None, max_length=300, description="`<sae>/<index>`: its decoder column")
-    vector: str | None = Field(None, max_length=80, description="Or a saved vector, `<name>` or `<name>@<version>`")
-    weight: Weight = Field(1.0, description="It is multiplied by this")
+    feature: str | None = Field(default=None, max_length=300, description="`<sae>/<index>`: its decoder column")
+    vector: str | None = Field(
+        default=None, max_length=80, description="Or a saved vector, `<name>` or `<name>@<version>`"
+    )
+    weight: Weight = Field(default=1.0, description="It is multiplied by this")
     layer: Layer | None = Field(
-        None, description="Another layer than its own; of a vector of several layers, this one alone"
+        default=None, description="Another layer than its own; of a vector of several layers, this one alone"
     )
 
     @model_validator(mode="after")
@@ -212,3 +214,24 @@ class SaveVector(Wire):
                 "normalise=components is for components; a difference of means can be normalised as `result`"
             )
         return self
+
+
+class ImportVector(Wire):
+    """How a file of vectors is taken in."""
+
+    name: VectorName | None = Field(
+        default=None, description="What the file says unless given; a new version where it exists"
+    )
+    model: str | None = Field(
+        default=None,
+        max_length=128,
+        description="Whose residual stream it is for; what the file says, or the only model that it fits, unless given",
+    )
+    description: str | None = Field(default=None, max_length=2_000, description="For those who read it later")
+    layer_shift: int = Field(
+        default=0,
+        ge=-8,
+        le=8,
+        description="Added to every layer of the file: -1 for vectors of llama.cpp's cvector-generator",
+    )
+    file: str | None = Field(default=None, max_length=300, description="The file's name, for the record")

@@ -33,6 +33,7 @@ from scopebase.cli import (
     rules,
     serve,
     suite,
+    vector,
 )
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
@@ -97,6 +98,7 @@ app.command("serve")(serve.serve)
 app.command("audit")(audit.audit)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
+app.add_typer(vector.app, name="vector")
 app.add_typer(key.app, name="key")
 app.add_typer(database.app, name="db")
 app.add_typer(evaluation.app, name="evaluation")

@@ -13,9 +13,10 @@ from scopebase.client.features import Features
 from scopebase.client.labels import Labels
 from scopebase.client.questions import Questions
 from scopebase.client.transport import Transport
+from scopebase.client.vectors import Vectors
 
 
-class Client(Catalog, Questions, Features, Rules, Evaluations, Labels):
+class Client(Catalog, Questions, Features, Rules, Evaluations, Labels, Vectors):
     """A Scopebase service.
 
         with Client("https://scopebase.example.org", api_key="sb_...") as client:

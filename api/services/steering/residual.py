@@ -95,6 +95,24 @@ def residual_means(library: Library, live: LiveModel | None, body: SaveVector) -
     return finish(model, sums, body.normalise == "result", "residual_means", made)
 
 
+def model_of(library: Library, asked: ResidualMeans) -> str:
+    """Where the model lies that read the datasets of a request; the home's only one for texts.
+
+    Raises:
+        NotFound: an unknown dataset.
+        InputError: texts, and the home has several models.
+    """
+    with library.home.database.reading() as session:
+        models = select(Model).order_by(Model.name)
+        if isinstance(asked.a, Sample):
+            dataset = find_dataset(session, asked.a.dataset)
+            models = models.join(Run, Run.model_id == Model.id).where(Run.dataset_id == dataset.id)
+        found = list(session.scalars(models.distinct()))
+    if len(found) > 1:
+        raise InputError(f"name a model with --model: {', '.join(model.source for model in found)}")
+    return found[0].source
+
+
 def _usual_mask(session: Session, model: Model) -> str:
     """Of the model's newest run."""
     runs = select(Run.recipe).where(Run.model_id == model.id, Run.finished.is_not(None))

@@ -63,7 +63,7 @@ def suggest_for_feature(typical: TypicalActivation | None) -> list[Suggestion]:
                 name=name,  # type: ignore[arg-type]
                 strength=c * typical.mean,
                 unit="absolute",
-                rule=f"{c:g} x its mean activation where it fires ({typical.n_fired:,} tokens)",
+                rule=f"{c:g} x its mean activation where it fires",
             )
             for c, name in OF_MEAN
         ]

@@ -32,6 +32,7 @@ from schema.names import SaeName
 from schema.publish import Staged
 from schema.recipe import Recipe
 from schema.records import ModelCard, RunReport, SaeCard, Survey
+from schema.removals import trim
 from schema.settings import Settings
 from schema.tables import Run, RunSae, Sae, Shard
 from schema.upkeep import maintain, remove_rows
@@ -50,7 +51,8 @@ def index(config: IndexConfig, settings: Settings, progress: Progress | None = N
     home = make_home(settings)
     engine = Engine(plan, progress)
     try:
-        publish_staged(home)  # what a killed process had staged
+        trim(home)  # what a killed process was removing
+        publish_staged(home)  # and what one had staged
         home.ledger.reclaim()
         reports = [index_one(home, engine, spec, found, progress) for spec, found in plan.datasets]
         add_logits(home, engine, progress)

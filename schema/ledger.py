@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from schema.database import Database
 from schema.errors import LeaseLost, ScopebaseError
 from schema.publish import Staged
+from schema.snapshots import newest_snapshot
 from schema.tables import Run, RunSae, Segment, Shard, now
 
 LEASE_SECONDS = 60.0
@@ -222,7 +223,7 @@ def _advance(session: Session, run_id: int) -> None:
     if not sealing:
         _open_seals(session, run)
     elif not any(waiting.values()) and run.finished is None:
-        run.finished = (session.scalar(select(func.max(Run.finished))) or 0) + 1
+        run.finished = newest_snapshot(session) + 1
         run.finished_at = now()
         run.counts = _totals(session, run)
 

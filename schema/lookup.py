@@ -15,12 +15,14 @@ from schema.aliases import by_alias
 from schema.errors import Conflict, NotFound, not_found
 from schema.names import parse_dataset, parse_feature
 from schema.recipe import Recipe
+from schema.snapshots import NEWEST as NEWEST
+from schema.snapshots import newest_snapshot as newest_snapshot
+from schema.snapshots import refuse_removed
 from schema.tables import Dataset, Run, RunSae, Sae, Segment
 
 SHOWN = 6
 """SAEs named where one must be chosen."""
 MOST_KNOWN = 4096
-NEWEST = select(func.max(Run.finished))
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,6 @@ class Subject:
 
 _KNOWN: WeakKeyDictionary[Any, OrderedDict[tuple[int, str, str, int], list[Source]]] = WeakKeyDictionary()
 """Engine -> the finished runs of a dataset with an SAE at a snapshot."""
-
-
-def newest_snapshot(session: Session) -> int:
-    """The number of the run that finished last; 0 before the first."""
-    return session.scalar(NEWEST) or 0
 
 
 def find_sae(session: Session, name: str | None) -> Sae:
@@ -121,6 +118,7 @@ def find_all_sources(session: Session, sae_name: str | None, as_of: int | None =
         .where(RunSae.sae_id == sae.id, Run.finished <= snapshot)
         .order_by(Dataset.version, Run.finished)
     ).all()
+    refuse_removed(session, snapshot, sae.id)
     if not rows:
         raise NotFound(f"no dataset was indexed with {sae.name} yet ('scopebase index' does it)")
     sources = [
@@ -222,6 +220,7 @@ def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Sourc
         .order_by(Run.finished)
     )
     sources = [_source(*row) for row in rows]
+    refuse_removed(session, snapshot, sae.id, [name])
     if not sources:
         raise _nothing(session, sae, name, text)
     return sources

@@ -193,3 +193,25 @@ class Shard(Base):
     leased_until: Mapped[float | None]
     staged: Mapped[dict[str, list[str]] | None] = mapped_column(Json)
     stats: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+
+Ranges = dict[str, list[list[int]]]
+"""Table of the store -> [first, stop) of keys."""
+
+
+class Removal(Base):
+    """Something that was removed, and what is left to do for it."""
+
+    __tablename__ = "removals"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    """`run`, `dataset` or `sae`."""
+    name: Mapped[str] = mapped_column(String(300))
+    snapshot: Mapped[int | None] = mapped_column(index=True)
+    """Its number among the snapshots; None where nothing finished was removed."""
+    pairs: Mapped[list[Any]] = mapped_column(Json)
+    """[dataset, SAE, snapshot since which they were there] of each pair."""
+    rows: Mapped[Ranges] = mapped_column(Json)
+    trimmed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the store was found without them."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)

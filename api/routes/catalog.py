@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
-from api.deps import Books, Cursor, Limit
-from api.services import catalog
+from api.deps import Actor, Books, Cursor, Limit, needs
+from api.services import catalog, removing
 from schema.wire.base import Page
 from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
+from schema.wire.removals import RemovalAnswer
 
 router = APIRouter(tags=["catalog"])
 ModelName = Annotated[str | None, Query(max_length=256, description="Only this model's")]
@@ -55,3 +56,32 @@ def runs(
     """Runs, finished or not, with what they counted."""
     with library.home.database.reading() as session:
         return catalog.runs(session, dataset, state, limit, cursor)
+
+
+@router.delete("/runs/{run}", summary="Remove a run", dependencies=[needs("admin")])
+def delete_run(
+    library: Books, actor: Actor, run: Annotated[int, Path(ge=1, le=1 << 31, description="Its number")]
+) -> RemovalAnswer:
+    """A run with everything that it wrote. What is being indexed right now is refused (409)."""
+    return removing.do(library.home, removing.a_run(run), actor)
+
+
+@router.delete("/datasets/{dataset}", summary="Remove a dataset", dependencies=[needs("admin")])
+def delete_dataset(
+    library: Books,
+    actor: Actor,
+    dataset: Annotated[str, Path(max_length=80, description="`<name>`, all versions of it, or `<name>@<version>`")],
+) -> RemovalAnswer:
+    """A dataset with its rows, its runs, and the results of evaluations on it."""
+    return removing.do(library.home, removing.a_dataset(dataset), actor)
+
+
+@router.delete("/saes/{sae:path}", summary="Remove an SAE", dependencies=[needs("admin")])
+def delete_sae(
+    library: Books,
+    actor: Actor,
+    sae: Annotated[str, Path(max_length=256, description="`<model>/<layer>-<set>`")],
+    labels: Annotated[bool, Query(description="Its labels may go with it; refused (409) where it has some")] = False,
+) -> RemovalAnswer:
+    """An SAE with everything that was indexed with it."""
+    return removing.do(library.home, removing.a_sae(sae, labels=labels), actor)

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
-from api.deps import AsOf, Books, Cursor, DatasetName, DatasetNames, Limit, MinSamples, PoolParam, SaeParam, TwoDatasets
-from api.services.questions.diff import MOST_SAMPLES, diff
-from api.services.questions.overlap import overlap
+from api.deps import (
+    AsOf,
+    Books,
+    Cursor,
+    DatasetName,
+    DatasetNames,
+    Limit,
+    MinSamples,
+    PoolParam,
+    SaeParam,
+    TwoDatasets,
+    as_written,
+)
+from api.services.questions.diff import MOST_SAMPLES, written_diff
+from api.services.questions.overlap import written_overlap
 from api.services.questions.redundancy import redundancies
 from schema.records import Sort
 from schema.wire.questions import DiffAnswer, OverlapAnswer, RedundancyAnswer
@@ -16,7 +28,7 @@ from schema.wire.questions import DiffAnswer, OverlapAnswer, RedundancyAnswer
 router = APIRouter(tags=["questions"])
 
 
-@router.get("/overlap")
+@router.get("/overlap", response_model=OverlapAnswer)
 def get_overlap(
     library: Books,
     dataset: TwoDatasets,
@@ -24,12 +36,12 @@ def get_overlap(
     pool: PoolParam = "any",
     min_samples: MinSamples = 1,
     as_of: AsOf = None,
-) -> OverlapAnswer:
+) -> Response:
     """How much of each dataset's footprint each other one covers, all pairs at once."""
-    return overlap(library, sae, dataset, pool, min_samples, as_of)
+    return as_written(written_overlap(library, sae, dataset, pool, min_samples, as_of))
 
 
-@router.get("/diff")
+@router.get("/diff", response_model=DiffAnswer)
 def get_diff(
     library: Books,
     covered_by: DatasetName,
@@ -42,9 +54,11 @@ def get_diff(
     cursor: Cursor = None,
     samples: Annotated[int, Query(ge=0, le=MOST_SAMPLES, description="Proving samples a feature")] = 2,
     as_of: AsOf = None,
-) -> DiffAnswer:
+) -> Response:
     """Features that one dataset covers and another does not, ranked, with tests and proving samples."""
-    return diff(library, sae, covered_by, not_covered_by, pool, min_samples, sort, limit, cursor, samples, as_of)
+    return as_written(
+        written_diff(library, sae, covered_by, not_covered_by, pool, min_samples, sort, limit, cursor, samples, as_of)
+    )
 
 
 @router.get("/redundancy")

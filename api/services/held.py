@@ -22,6 +22,8 @@ class Held:
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
         self._things: OrderedDict[Hashable, Sized] = OrderedDict()
+        self._sizes: dict[Hashable, int] = {}
+        self._n_bytes = 0
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, compute: Callable[[], Thing]) -> Thing:
@@ -31,8 +33,11 @@ class Held:
                 self._things.move_to_end(key)
                 return self._things[key]  # type: ignore[return-value]
         thing = compute()
+        size = thing.nbytes
         with self._lock:
-            self._things[key] = thing
-            while len(self._things) > 1 and sum(t.nbytes for t in self._things.values()) > self.most_bytes:
-                self._things.popitem(last=False)
+            self._n_bytes += size - self._sizes.get(key, 0)
+            self._things[key], self._sizes[key] = thing, size
+            while len(self._things) > 1 and self._n_bytes > self.most_bytes:
+                oldest, _ = self._things.popitem(last=False)
+                self._n_bytes -= self._sizes.pop(oldest)
         return thing

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import lance
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
 
 from api.services.held import Held
 from schema.errors import WorkFailed
@@ -28,7 +27,8 @@ from schema.packing import VALUE_OF_BITS
 from schema.records import Pool
 
 REFRESH_SECONDS = 30.0
-CACHE_BYTES = 512 << 20
+COUNTS_BYTES = 1 << 30
+"""28 layers of 20 datasets at d_sae 32,768 take half of it."""
 HELD_BYTES = 1 << 30
 """Of token counts and decoder directions."""
 ANSWERS_BYTES = 256 << 20
@@ -66,7 +66,7 @@ class Library:
         self.home = home
         self.meaning = meaning
         self.store = home.store
-        self._counts: OrderedDict[int, Counts] = OrderedDict()
+        self._counts = Held(COUNTS_BYTES)
         self.held = Held(HELD_BYTES)
         self._answers: OrderedDict[object, object] = OrderedDict()
         self._sizes: dict[object, int] = {}
@@ -107,16 +107,7 @@ class Library:
 
     def counts(self, pair: int) -> Counts:
         """The counts of a pair of a finished run."""
-        with self._lock:
-            if pair in self._counts:
-                self._counts.move_to_end(pair)
-                return self._counts[pair]
-        counts = self._read(pair)
-        with self._lock:
-            self._counts[pair] = counts
-            while len(self._counts) > 1 and sum(c.nbytes for c in self._counts.values()) > CACHE_BYTES:
-                self._counts.popitem(last=False)
-        return counts
+        return self._counts.get(pair, lambda: self._read(pair))
 
     def _read(self, pair: int) -> Counts:
         columns = ["n_samples", "n_tokens", "samples_any", "samples_last", "tokens", "maxima"]
@@ -136,7 +127,10 @@ class Library:
         )
 
     def remembered(self, key: object, compute: Callable[[], Answer]) -> Answer:
-        """The result of a computation over finished runs, kept for the next pages of the same question."""
+        """The result of a computation over finished runs, kept for the next pages of the same question.
+
+        Arrays and bytes: of answers `Written` ones, because a million small objects cost the service half a second now and then.
+        """
         with self._lock:
             if key in self._answers:
                 self._answers.move_to_end(key)
@@ -156,8 +150,8 @@ def n_bytes(answer: object) -> int:
     """What an answer holds in memory, about: its arrays, and a little for everything else."""
     if isinstance(answer, np.ndarray):
         return answer.nbytes
-    if isinstance(answer, BaseModel):
-        return 4 * len(answer.model_dump_json())  # its objects are about so much larger than its text
+    if isinstance(answer, bytes):
+        return len(answer)
     if isinstance(answer, dict):
         return sum(map(n_bytes, answer.values()))
     if isinstance(answer, list | tuple):

@@ -1,4 +1,4 @@
-"""Steering vectors and strength sweeps."""
+"""Steering vectors and strength sweeps; what was removed."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -47,8 +47,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sweeps")),
         sa.UniqueConstraint("name", name=op.f("uq_sweeps_name")),
     )
+    op.create_table(
+        "removals",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("name", sa.String(length=300), nullable=False),
+        sa.Column("snapshot", sa.Integer(), nullable=True),
+        sa.Column("pairs", JSON, nullable=False),
+        sa.Column("rows", JSON, nullable=False),
+        sa.Column("trimmed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_removals")),
+    )
+    op.create_index("ix_removals_snapshot", "removals", ["snapshot"])
 
 
 def downgrade() -> None:
+    op.drop_table("removals")
     op.drop_table("sweeps")
     op.drop_table("steering_vectors")

@@ -16,6 +16,7 @@ from scopebase.cli import (
     catalog,
     contrast,
     database,
+    delete,
     demo,
     evaluation,
     export,
@@ -101,6 +102,7 @@ app.add_typer(rules.app, name="rule")
 app.add_typer(vector.app, name="vector")
 app.add_typer(key.app, name="key")
 app.add_typer(database.app, name="db")
+app.add_typer(delete.app, name="delete")
 app.add_typer(evaluation.app, name="evaluation")
 app.add_typer(export.app, name="export")
 app.add_typer(import_.app, name="import")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from schema.wire.access import AuditItem
 from schema.wire.base import Health, Page
 from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
+from schema.wire.removals import RemovalAnswer
 from scopebase.client.asking import Asking
 from scopebase.client.rows import Rows
 
@@ -29,6 +30,18 @@ class Catalog(Asking):
     def runs(self, dataset: str | None = None, state: str | None = None) -> Rows[RunItem]:
         """Runs, finished or not, with what they counted."""
         return self._all("/runs", Page[RunItem], {"dataset": dataset, "state": state})
+
+    def remove_run(self, run: int) -> RemovalAnswer:
+        """Removes a run with everything that it wrote. This and the next two need a key with the scope `admin`."""
+        return self._delete("/runs/{run}", RemovalAnswer, {}, run=run)
+
+    def remove_dataset(self, name: str) -> RemovalAnswer:
+        """Removes a dataset, or of `name@version` the one version, with its runs and the evaluations on it."""
+        return self._delete("/datasets/{name}", RemovalAnswer, {}, name=name)
+
+    def remove_sae(self, sae: str, *, labels: bool = False) -> RemovalAnswer:
+        """Removes an SAE with everything that was indexed with it; its labels only where that is said."""
+        return self._delete("/saes/{sae}", RemovalAnswer, {"labels": labels}, sae=sae)
 
     def audit(
         self,

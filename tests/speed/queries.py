@@ -21,7 +21,7 @@ from tests.speed.harness import FOLDER, Table, fresh
 from tests.speed.service import Server
 from tests.speed.synthetic import MODEL, SAE_NAME
 
-N_DATASETS, N_SAMPLES, LARGE, TIMES = 20, 1_000, 4_000, 20
+N_DATASETS, N_SAMPLES, LARGE, TIMES, N_LAYERS = 20, 1_000, 4_000, 20, 28
 NAMES = [f"d{number}" for number in range(N_DATASETS)]
 
 
@@ -31,6 +31,7 @@ def measure(args: argparse.Namespace) -> list[Table]:
     folder = fresh("queries")
     home = synthetic.make(folder, N_DATASETS, N_SAMPLES)
     invent_directions(home)
+    layers = synthetic.invent_layers(home, N_LAYERS - 1)
     home.close()
     synthetic.make(folder, 1, LARGE, prefix="large").close()
     table = Table(
@@ -50,7 +51,19 @@ def measure(args: argparse.Namespace) -> list[Table]:
                 for number in range(2, 2 + TIMES)
             ]
             table.rows.append([title, f"{statistics.median(took):.0f}", f"{max(took):.0f}", promised])
+        table.rows += every_layer(server, layers)
     return [table]
+
+
+def every_layer(server: Server, layers: list[str]) -> list[list[str]]:
+    """The overlap of all datasets in each layer: profiles that nobody has read before, then with another threshold from memory."""
+    every = "&".join(f"dataset={name}" for name in NAMES)
+    rows = []
+    for title, least in (("read for the first time", 1), ("in memory, another threshold", 2)):
+        took = [timed(server, f"overlap?sae={sae}&min_samples={least}&{every}", None) for sae in layers[1:]]
+        named = f"overlap, all pairs of 20, a layer of {len(layers)}, {title}"
+        rows.append([named, f"{statistics.median(took):.0f}", f"{max(took):.0f}", "50" if least > 1 else ""])
+    return rows
 
 
 def questions(features: list[int]) -> list[tuple[str, str, str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from api.services.provenance import count_of, provenance
 from api.services.questions.overlap import check_threshold
 from api.services.questions.proven import proven
 from api.services.statistics import benjamini_hochberg, fisher_exact, rate_difference_interval
+from api.services.written import Written
 from schema.errors import Conflict, InputError
 from schema.labels import best_labels
 from schema.lookup import Source, Subject, find_sources
@@ -54,6 +56,25 @@ def diff(
     samples: int = 2,
     as_of: int | None = None,
 ) -> DiffAnswer:
+    """See `written_diff`."""
+    return written_diff(
+        library, sae, covered_by, not_covered_by, pool, min_samples, sort, limit, cursor, samples, as_of
+    ).read()
+
+
+def written_diff(
+    library: Library,
+    sae: str | None,
+    covered_by: str,
+    not_covered_by: str,
+    pool: Pool = "any",
+    min_samples: int = 1,
+    sort: Sort = "rate_difference",
+    limit: int = 50,
+    cursor: str | None = None,
+    samples: int = 2,
+    as_of: int | None = None,
+) -> Written[DiffAnswer]:
     """One page of the difference.
 
     Args:
@@ -74,60 +95,64 @@ def diff(
         a, b = subject.sources
         if a.pair == b.pair:
             raise Conflict(f"{covered_by} and {not_covered_by} are the same dataset; name two")
-    key = (
-        "diff page",
-        a.pair,
-        b.pair,
-        *subject.names,
-        pool,
-        min_samples,
-        sort,
-        offset,
-        limit,
-        samples,
-        subject.snapshot,
-    )
-    page = library.remembered(key, lambda: _page(library, subject, pool, min_samples, sort, offset, limit, samples))
-    with library.home.database.reading() as session:
-        labels = best_labels(session, subject.sae.id, [item.index for item in page.data])
-    return _labelled(page, {feature: label.text for feature, label in labels.items()}) if labels else page
+        page = Page(library, subject, pool, min_samples, sort, offset, limit, samples)
+        labels = {feature: label.text for feature, label in best_labels(session, subject.sae.id, page.features).items()}
+    key = ("diff page", *page.key, tuple(sorted(labels.items())))  # labels change, and nothing else does
+    return library.remembered(key, lambda: Written.of(page.answer(labels)))
 
 
-def _page(
-    library: Library,
-    subject: Subject,
-    pool: Pool,
-    min_samples: int,
-    sort: Sort,
-    offset: int,
-    limit: int,
-    samples: int,
-) -> DiffAnswer:
-    """A page but for its labels: they change, and nothing else does."""
-    a, b = subject.sources
-    found = library.remembered(
-        ("diff", a.pair, b.pair, pool, min_samples, sort), lambda: _difference(library, a, b, pool, min_samples, sort)
-    )
-    page = range(offset, min(offset + limit, len(found.features)))
-    shown = proven(library, a, [int(found.features[i]) for i in page], pool, samples)
-    more = offset + limit < len(found.features)
-    names = subject.names
-    return DiffAnswer(
-        data=[_item(subject, names, found, i, shown) for i in page],
-        next_cursor=write_cursor(offset + limit, subject.snapshot) if more else None,
-        total=len(found.features),
-        n_tested=found.n_tested,
-        covered_by=count_of(a, found.sizes[0]),
-        not_covered_by=count_of(b, found.sizes[1]),
-        min_samples=min_samples,
-        sort=sort,
-        provenance=provenance(subject, pool),
-    )
+@dataclass(frozen=True)
+class Page:
+    """One page of a difference, and what it was asked for."""
 
+    library: Library
+    subject: Subject
+    pool: Pool
+    min_samples: int
+    sort: Sort
+    offset: int
+    limit: int
+    samples: int
 
-def _labelled(page: DiffAnswer, labels: dict[int, str]) -> DiffAnswer:
-    items = [item.model_copy(update={"label": labels.get(item.index)}) for item in page.data]
-    return page.model_copy(update={"data": items})
+    @property
+    def key(self) -> tuple[object, ...]:
+        a, b = self.subject.sources
+        asked = (self.pool, self.min_samples, self.sort, self.offset, self.limit, self.samples)
+        return (a.pair, b.pair, *self.subject.names, *asked, self.subject.snapshot)
+
+    @property
+    def features(self) -> list[int]:
+        """The features that it shows."""
+
+        def shown() -> npt.NDArray[np.int64]:
+            return self._whole().features[self.offset : self.offset + self.limit].copy()
+
+        return self.library.remembered(("diff shown", *self.key), shown).tolist()
+
+    def answer(self, labels: Mapping[int, str]) -> DiffAnswer:
+        a, b = self.subject.sources
+        found, names = self._whole(), self.subject.names
+        end = min(self.offset + self.limit, len(found.features))
+        shown = proven(self.library, a, self.features, self.pool, self.samples)
+        return DiffAnswer(
+            data=[_item(self.subject, names, found, i, labels, shown) for i in range(self.offset, end)],
+            next_cursor=write_cursor(end, self.subject.snapshot) if end < len(found.features) else None,
+            total=len(found.features),
+            n_tested=found.n_tested,
+            covered_by=count_of(a, found.sizes[0]),
+            not_covered_by=count_of(b, found.sizes[1]),
+            min_samples=self.min_samples,
+            sort=self.sort,
+            provenance=provenance(self.subject, self.pool),
+        )
+
+    def _whole(self) -> Difference:
+        """The difference that it is a page of."""
+        a, b = self.subject.sources
+        asked = (self.pool, self.min_samples, self.sort)
+        return self.library.remembered(
+            ("diff", a.pair, b.pair, *asked), lambda: _difference(self.library, a, b, *asked)
+        )
 
 
 def _difference(library: Library, a: Source, b: Source, pool: Pool, min_samples: int, sort: Sort) -> Difference:
@@ -157,7 +182,12 @@ def _difference(library: Library, a: Source, b: Source, pool: Pool, min_samples:
 
 
 def _item(
-    subject: Subject, names: list[str], found: Difference, i: int, shown: dict[int, list[SampleProof]]
+    subject: Subject,
+    names: list[str],
+    found: Difference,
+    i: int,
+    labels: Mapping[int, str],
+    shown: Mapping[int, list[SampleProof]],
 ) -> DiffItem:
     a, b = subject.sources
     feature = int(found.features[i])
@@ -166,7 +196,7 @@ def _item(
     return DiffItem(
         feature=f"{subject.sae.name}/{feature}",
         index=feature,
-        label=None,
+        label=labels.get(feature),
         counts={name: int(count) for name, count in zip(names, found.counts[i], strict=True)},
         rates=dict(zip(names, rates, strict=True)),
         rate_difference=rates[0] - rates[1],

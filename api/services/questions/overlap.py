@@ -11,6 +11,7 @@ import numpy.typing as npt
 from api.services.library import Library
 from api.services.provenance import count_of, provenance
 from api.services.statistics import inclusion
+from api.services.written import Written
 from schema.errors import InputError
 from schema.lookup import Source, Subject, find_sources
 from schema.records import Pool
@@ -25,6 +26,18 @@ def overlap(
     min_samples: int = 1,
     as_of: int | None = None,
 ) -> OverlapAnswer:
+    """See `written_overlap`."""
+    return written_overlap(library, sae, datasets, pool, min_samples, as_of).read()
+
+
+def written_overlap(
+    library: Library,
+    sae: str | None,
+    datasets: Sequence[str],
+    pool: Pool = "any",
+    min_samples: int = 1,
+    as_of: int | None = None,
+) -> Written[OverlapAnswer]:
     """The matrices over all pairs of the datasets.
 
     Raises:
@@ -38,7 +51,7 @@ def overlap(
     with library.home.database.reading() as session:
         subject = find_sources(session, sae, names, as_of)
     key = ("overlap", *(source.pair for source in subject.sources), *subject.names, pool, min_samples, subject.snapshot)
-    return library.remembered(key, lambda: _matrices(library, subject, pool, min_samples))
+    return library.remembered(key, lambda: Written.of(_matrices(library, subject, pool, min_samples)))
 
 
 def _matrices(library: Library, subject: Subject, pool: Pool, min_samples: int) -> OverlapAnswer:

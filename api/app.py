@@ -41,7 +41,7 @@ from api.routes import (
 )
 from api.services.access.keyring import Keyring
 from api.services.library import Library
-from schema.errors import ScopebaseError
+from schema.errors import ScopebaseError, TooMany
 from schema.home import Home
 from schema.live import LiveModel
 from schema.meaning import Meaning
@@ -121,7 +121,8 @@ def _name(route: APIRoute) -> str:
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ScopebaseError)
-    return problem(error.http_status, str(error))
+    wait = {"retry-after": str(error.retry_after)} if isinstance(error, TooMany) else None
+    return problem(error.http_status, str(error), headers=wait)
 
 
 def _invalid(_request: Request, error: Exception) -> JSONResponse:

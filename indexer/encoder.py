@@ -32,7 +32,16 @@ class Firing(NamedTuple):
 class Encoder(Protocol):
     """One SAE on a device."""
 
-    d_sae: int
+    product: Product
+    threshold: Tensor
+    """(d_sae,) or (1,): what a pre-activation must exceed to fire, at least 0."""
+
+    @property
+    def d_sae(self) -> int: ...
+
+    @property
+    def k(self) -> int | None:
+        """How many fire at most; None where only the threshold decides."""
 
     def encode(self, residual: Tensor) -> Firing:
         """What fires at each row of (n_tokens, d_model).
@@ -49,7 +58,7 @@ def make_encoder(sae: Sae, device: torch.device) -> Encoder:
     return ThresholdEncoder(sae, device)
 
 
-class _Product:
+class Product:
     """pre = W_enc x + b_enc, into a buffer that all encoders of one width share."""
 
     _buffers: ClassVar[dict[tuple[str, int], Tensor]] = {}
@@ -60,6 +69,8 @@ class _Product:
         self.bias = bias.to(device)
         self.d_sae = sae.d_sae
         self.layer = sae.layer
+        self.rescaled = sae.rescale_by_decoder_norm
+        """An activation counts times the direction of its decoder column, not times the column itself."""
         self.rows = max(16, BUFFER_ELEMENTS // self.d_sae)
 
     def blocks(self, residual: Tensor) -> list[tuple[int, Tensor]]:
@@ -83,14 +94,15 @@ class TopKEncoder:
         assert sae.k is not None
         self.k = sae.k
         self.d_sae = sae.d_sae
-        self._product = _Product(sae, device)
+        self.product = Product(sae, device)
+        self.threshold = torch.zeros(1, device=device)
 
     @torch.inference_mode()
     def encode(self, residual: Tensor) -> Firing:
         parts = []
-        for first, block in self._product.blocks(residual):
-            value, feature = top_k(self._product(block), self.k)
-            _refuse_nonfinite(value, self._product.layer)
+        for first, block in self.product.blocks(residual):
+            value, feature = top_k(self.product(block), self.k)
+            _refuse_nonfinite(value, self.product.layer)
             fires = value > 0
             token = torch.arange(first, first + len(block), device=block.device)[:, None].expand_as(feature)
             parts.append(Firing(token[fires], feature[fires], value[fires]))
@@ -101,19 +113,20 @@ class ThresholdEncoder:
     """a = pre where pre > max(threshold, 0): jumprelu, and relu with threshold 0."""
 
     def __init__(self, sae: Sae, device: torch.device) -> None:
+        self.k = None
         self.d_sae = sae.d_sae
-        self._product = _Product(sae, device)
-        self._threshold = torch.zeros(1) if sae.threshold is None else sae.threshold.float().clamp(min=0)
-        self._threshold = self._threshold.to(device)
+        self.product = Product(sae, device)
+        threshold = torch.zeros(1) if sae.threshold is None else sae.threshold.float().clamp(min=0)
+        self.threshold = threshold.to(device)
 
     @torch.inference_mode()
     def encode(self, residual: Tensor) -> Firing:
         parts = []
-        for first, block in self._product.blocks(residual):
-            pre = self._product(block)
+        for first, block in self.product.blocks(residual):
+            pre = self.product(block)
             # NaN compares as False and would vanish here; its row sums to NaN
-            _refuse_nonfinite(pre.sum(dim=1), self._product.layer)
-            token, feature = (pre > self._threshold).nonzero(as_tuple=True)
+            _refuse_nonfinite(pre.sum(dim=1), self.product.layer)
+            token, feature = (pre > self.threshold).nonzero(as_tuple=True)
             parts.append(Firing(token + first, feature, pre[token, feature]))
         return _joined(parts)
 

@@ -1,15 +1,19 @@
 """A loaded model that answers for single texts: `schema.live.LiveModel` over the parts that index, so that it fires what the index holds.
 
-One thread owns the model, and whoever asks waits for a turn. Residuals are kept for one call; SAEs come and go within a bound.
+One thread owns the model, this one's or that of an engine, and whoever asks waits for a turn. Residuals are kept for one call; SAEs
+come and go within a bound.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,13 +53,18 @@ class Live:
         dtype: str,
         releases: Sequence[Release] = (),
         cache_bytes: int = CACHE_BYTES,
+        run: Callable[..., Future[Any]] | None = None,
     ) -> None:
+        """Args:
+        run: calls a function with arguments on the thread that owns the model; a thread of its own unless given.
+        """
         self.name = name
         self.dtype = dtype
         self._home, self._described, self._subject, self._releases = home, described, subject, releases
         self._cache_bytes = cache_bytes
         self._encoders: OrderedDict[str, tuple[Encoder, int]] = OrderedDict()
-        self._owner = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._keeping = threading.Lock()
+        self._run = run or ThreadPoolExecutor(1, thread_name_prefix="model").submit
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -67,7 +76,8 @@ class Live:
         """See `schema.live.LiveModel.read`."""
         recipe = self._recipe(texts, mask, max_tokens)
         known = [self._find(name) for name in dict.fromkeys(saes)]
-        return self._owner.submit(self._read, texts, known, recipe).result()
+        found: list[LiveText] = self._run(self._read, texts, known, recipe).result()
+        return found
 
     def means(
         self, texts: Sequence[str], layers: Sequence[int], *, mask: str, max_tokens: int, last: bool = False
@@ -76,7 +86,8 @@ class Live:
         recipe = self._recipe(texts, mask, max_tokens)
         if max(layers) > self._subject.deepest:
             raise InputError(f"layer {max(layers)}: the model was loaded up to layer {self._subject.deepest} only")
-        return self._owner.submit(self._means, texts, set(layers), recipe, last).result()
+        found: Means = self._run(self._means, texts, set(layers), recipe, last).result()
+        return found
 
     def _recipe(self, texts: Sequence[object], mask: str, max_tokens: int) -> Recipe:
         """How texts are read."""
@@ -159,16 +170,25 @@ class Live:
             _by_position(packed.position[a:b].astype(np.int64), feature[a:b], value[a:b]) for a, b in pairwise(begins)
         ]
 
+    def encoder(self, name: str) -> Encoder:
+        """An SAE on the model's device, from any thread; see `schema.live.LiveModel.read` for what it raises."""
+        return self._encoder(self._find(name))
+
     def _encoder(self, sae: Sae) -> Encoder:
         """The SAE on the model's device, loaded and checked unless it is kept."""
-        if sae.sha256 not in self._encoders:
-            loaded = load_known(sae, self._releases)
-            size = 4 * (loaded.W_enc.numel() + loaded.d_sae)
+        with self._keeping:
+            kept = self._encoders.get(sae.sha256)
+            if kept is not None:
+                self._encoders.move_to_end(sae.sha256)
+                return kept[0]
+        loaded = load_known(sae, self._releases)
+        size = 4 * (loaded.W_enc.numel() + loaded.d_sae)
+        encoder = make_encoder(loaded, self._subject.device)
+        with self._keeping:
             while self._encoders and size + sum(n for _, n in self._encoders.values()) > self._cache_bytes:
                 self._encoders.popitem(last=False)
-            self._encoders[sae.sha256] = make_encoder(loaded, self._subject.device), size
-        self._encoders.move_to_end(sae.sha256)
-        return self._encoders[sae.sha256][0]
+            self._encoders[sae.sha256] = encoder, size
+        return encoder
 
     def _answer(self, text: str, tokens: Tokens, fired: dict[str, Fired]) -> LiveText:
         starts, ends = tokens.starts.astype(np.int64), tokens.ends.astype(np.int64)
@@ -201,14 +221,45 @@ def open_live(
         InputError: the model cannot be loaded, or the home knows no such model.
     """
     described = Described(model)
-    name, recorded = _known(home, described)
+    deepest = described.card.n_layers - 1 if layers is None else max(layers, default=0)
+    loaded = load_known_model(home, described, device, dtype, deepest=deepest, progress=progress)
     releases = [open_release(place) for place in sae_places]
+    return Live(home, loaded.name, described, loaded.subject, loaded.dtype, releases)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model of the home on its device."""
+
+    name: str
+    subject: Subject
+    dtype: str
+
+
+def load_known_model(
+    home: Home,
+    described: Described,
+    device: str,
+    dtype: str,
+    *,
+    deepest: int | None = None,
+    progress: Progress | None = None,
+) -> Loaded:
+    """Loads a model that the home knows.
+
+    Args:
+        dtype: `auto` is what the newest run of the model was made in.
+        deepest: the last block that is needed; the whole model, with its head, unless given.
+
+    Raises:
+        InputError: the model cannot be loaded, or the home knows no such model.
+    """
+    name, recorded = _known(home, described)
     on = choose_device(device)
     precision = choose_dtype(recorded if dtype == "auto" and recorded else dtype, on, described.config)
     shown = str(precision).removeprefix("torch.")
     (progress or Silent()).say(f"loading {name} ({shown}, {on})")
-    deepest = described.card.n_layers - 1 if layers is None else max(layers, default=0)
-    return Live(home, name, described, described.load(deepest, on, precision), shown, releases)
+    return Loaded(name, described.load(deepest or 0, on, precision, whole=deepest is None), shown)
 
 
 def _known(home: Home, described: Described) -> tuple[str, str | None]:

@@ -52,11 +52,14 @@ class Described:
             tokenizer_sha256=self.tokenizer.sha256,
         )
 
-    def load(self, deepest: int, device: torch.device, dtype: torch.dtype, *, head: bool = False) -> Subject:
+    def load(
+        self, deepest: int, device: torch.device, dtype: torch.dtype, *, head: bool = False, whole: bool = False
+    ) -> Subject:
         """The model with its blocks up to the deepest one that is read.
 
         Args:
             head: keep what comes after the last block, for `Subject.head`.
+            whole: keep all of it, for `Subject.model`.
 
         Raises:
             InputError: the weights are missing or do not fit the configuration.
@@ -77,6 +80,8 @@ class Described:
                 f"model {self.source} has {len(blocks)} blocks, but its config.json says {self.card.n_layers}"
             )
         outer = partial(find_head, model, decoder, len(self.tokenizer)) if head else None
+        if whole:
+            return Subject(decoder, blocks, len(blocks) - 1, device, outer, model)
         return Subject(decoder, blocks, deepest, device, outer)
 
 
@@ -114,9 +119,12 @@ class Subject:
         deepest: int,
         device: torch.device,
         head: Callable[[], Head] | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         self.device = device
         self.deepest = deepest
+        self.blocks = blocks
+        self._model = model
         self._head = head
         self._taps: Mapping[int, Tap] = {}
         for layer, block in enumerate(blocks):
@@ -125,6 +133,25 @@ class Subject:
             else:
                 blocks[layer] = nn.Identity()  # never reached: give its memory back
         self._decoder = decoder.to(device).eval()
+        if model is not None:
+            model.to(device).eval()
+
+    @property
+    def model(self) -> Any:
+        """The whole model, from token ids to logits."""
+        assert self._model is not None, "the model was loaded up to its last block that is read"
+        return self._model
+
+    @property
+    def d_model(self) -> int:
+        config: Any = self._decoder.config
+        return int(config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that it has an embedding of."""
+        config: Any = self._decoder.config
+        return int(config.get_text_config().vocab_size)
 
     def head(self) -> Head:
         """Final norm and unembedding.
@@ -140,7 +167,7 @@ class Subject:
             tap = self._taps.get(layer)
             if tap is not None:
                 tap(output[0] if isinstance(output, tuple) else output)
-            if layer == max(self._taps):
+            if self._taps and layer == max(self._taps):
                 raise _Left
 
         return hook

@@ -28,6 +28,16 @@ class Tokenizer:
         self.sha256 = _identity(tokenizer)
         self.special_ids = np.array(sorted(_special_ids(tokenizer)), dtype=np.int32)
 
+    @property
+    def fast(self) -> Any:
+        """transformers' own, for what else it can do. Its calls set its truncation: let no two threads call it at once."""
+        return self._tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model knows."""
+        return self._vocabulary
+
     def __len__(self) -> int:
         """Tokens that it can make; a model's vocabulary may be padded beyond."""
         return min(len(self._tokenizer), self._vocabulary)

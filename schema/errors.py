@@ -11,7 +11,7 @@ ScopebaseError
 │   └── NoModel           a question that needs a loaded model    exit 2, HTTP 503
 └── WorkFailed            the work began and could not go on      exit 1, HTTP 503
     ├── TooSlow           it took longer than a request may       exit 1, HTTP 503
-    ├── TooMany           more requests than the key's share      exit 1, HTTP 429
+    ├── TooMany           more requests than are taken            exit 1, HTTP 429
     └── LeaseLost         another worker took this shard over     (never reaches a user)
 """
 
@@ -88,9 +88,14 @@ class TooSlow(WorkFailed):
 
 
 class TooMany(WorkFailed):
-    """More requests than one key or address may make in that time."""
+    """More requests than one key or address may make in that time, or than the model's queue holds."""
 
     http_status = 429
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds after which another try is worth it."""
 
 
 class LeaseLost(WorkFailed):

@@ -14,6 +14,7 @@ from scopebase.cli.console import DrawnProgress
 if TYPE_CHECKING:
     from api.services.library import Library
     from indexer.live import Live
+    from steering.generator import TorchGenerator
 
 SaeDirOption = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -53,6 +54,37 @@ def load_live(
             f"reading texts needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
         ) from None
     return open_live(home, model, sae_places=sae_dir or (), device=device, layers=layers, progress=DrawnProgress())
+
+
+def load_generator(
+    home: Home,
+    model: str,
+    sae_dir: Sequence[str] | None,
+    device: str,
+    *,
+    max_rows: int | None = None,
+    max_queue: int = 64,
+) -> TorchGenerator:
+    """The whole model, loaded, to read texts and to generate.
+
+    Raises:
+        InputError: torch or transformers is missing, or see `steering.generator.open_generator`.
+    """
+    try:
+        from steering.generator import open_generator
+    except ImportError as error:
+        raise InputError(
+            f"generating needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
+        ) from None
+    return open_generator(
+        home,
+        model,
+        sae_places=sae_dir or (),
+        device=device,
+        max_rows=max_rows,
+        max_queue=max_queue,
+        progress=DrawnProgress(),
+    )
 
 
 def load_for(

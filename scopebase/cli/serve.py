@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +13,22 @@ import typer
 
 from schema.errors import InputError
 from scopebase.cli.console import ERRORS
-from scopebase.cli.live import DeviceOption, SaeDirOption, load_live
+from scopebase.cli.live import DeviceOption, SaeDirOption, load_generator
 from scopebase.cli.options import Home, MeaningOption, settings
 
 if TYPE_CHECKING:
+    from types import FrameType
+
+    import uvicorn
+
     from api.services.access.rates import Rate
+    from schema.generation import Generator
     from schema.home import Home as OpenHome
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 SHARED_RATE = "100/s"
+GRACE = 5
+"""Seconds that texts at work have when the service ends."""
 _SIZE = re.compile(r"([1-9][0-9]*)(kB|MB|GB)")
 _BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -36,12 +44,26 @@ def serve(
         str | None,
         typer.Option(
             "--model",
-            help="Load this model (hub id or directory) for questions about new texts; look-ups need none.",
+            help="Load this model (hub id or directory) to read new texts and to generate; look-ups need none.",
             show_default=False,
         ),
     ] = None,
     sae_dir: SaeDirOption = None,
     device: DeviceOption = "auto",
+    engine: Annotated[str, typer.Option("--engine", help="What generates: torch.")] = "torch",
+    max_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--max-rows",
+            min=1,
+            max=4096,
+            help="Texts generated at once.  [default: 16 on a CPU, 64 on a GPU]",
+            show_default=False,
+        ),
+    ] = None,
+    max_queue: Annotated[
+        int, typer.Option("--max-queue", min=1, max=100_000, help="Requests that may wait for the model.")
+    ] = 64,
     meaning: MeaningOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes that answer.")] = 1,
     rate_limit: Annotated[
@@ -85,6 +107,7 @@ def serve(
         raise InputError("--auth and --no-auth exclude each other; leave one out")
     if model is not None and workers > 1:
         raise InputError("with --model every process would load the model; leave out --workers")
+    _check_engine(engine)
     local = is_loopback(host)
     names = {name.lower() for name in (*(allow_host or ()), *LOCAL_NAMES, host)} if local or allow_host else set()
     access = Access(
@@ -108,15 +131,43 @@ def serve(
     )
     options: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "access_log": False}
     if workers == 1:
-        live = load_live(found, model, sae_dir, device) if model is not None else None
+        live = None
+        if model is not None:
+            live = load_generator(found, model, sae_dir, device, max_rows=max_rows, max_queue=max_queue)
         app = prepare(found, access, live, meaning)
         ERRORS.print(listening, markup=False, soft_wrap=True)
-        uvicorn.run(app, timeout_graceful_shutdown=5, **options)
+        run_server(uvicorn.Config(app, timeout_graceful_shutdown=GRACE + 2, **options), live)
     else:
         found.close()
         hand_over(access, where, meaning)
         ERRORS.print(listening, markup=False, soft_wrap=True)
         uvicorn.run("scopebase.cli.worker:make", factory=True, workers=workers, timeout_graceful_shutdown=5, **options)
+
+
+def run_server(config: uvicorn.Config, generator: Generator | None) -> None:
+    """Serves until it is told to end; then texts at work have `GRACE` seconds, and streams get their last event."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if generator is not None:
+                threading.Thread(target=generator.close, args=(GRACE,), daemon=True).start()
+            super().handle_exit(sig, frame)
+
+    try:
+        Server(config).run()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if generator is not None:
+            generator.close(0)
+
+
+def _check_engine(name: str) -> None:
+    if name == "vllm":
+        raise InputError("--engine vllm is not there yet; --engine torch runs on CPUs and GPUs")
+    if name != "torch":
+        raise InputError(f"--engine {name!r}: torch")
 
 
 def is_loopback(host: str) -> bool:

@@ -1,6 +1,6 @@
 """`make bench`: measures what Scopebase promises, as ratios in one run, and prints tables for docs/benchmarks.md.
 
-    python -m tests.speed                        # everything, about 35 minutes on two cores
+    python -m tests.speed                        # everything, about 40 minutes on two cores
     python -m tests.speed indexing --rounds 5    # one part
     python -m tests.speed indexing --peers /path/to/python   # an interpreter with sae-lens or eai-delphi installed
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import scopebase  # noqa: F401
-from tests.speed import indexing, labels, load, memory, queries, service, storage
+from tests.speed import indexing, labels, load, memory, queries, service, steering, storage
 
 PARTS = {
     "indexing": indexing.measure,
@@ -29,6 +29,7 @@ PARTS = {
     "labels": labels.measure,
     "load": load.measure,
     "memory": memory.measure,
+    "steering": steering.measure,
 }
 
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", default=sys.executable, help="Python with sae-lens or eai-delphi, for the comparison"
     )
+    parser.add_argument("--minutes", type=float, default=2, help="of the soak of `steering`; 30 is what is promised")
     parser.add_argument("--out", type=Path, default=Path("bench-results"))
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)

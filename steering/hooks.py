@@ -1,0 +1,189 @@
+"""Steering a loaded model: hooks that are set once, and the tables that say what they do in one forward pass.
+
+One thread owns the model and everything here. A hook without a pass does nothing, so that the same model can be read unsteered.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from indexer.subject import Subject
+from schema.errors import WorkFailed
+from schema.generation import Choice, Condition
+from steering import selftest
+from steering.conditions import Watcher
+from steering.measure import Ledger
+from steering.plan import Plan, Row, lay_out
+from steering.program import Ground, Program
+from steering.reading import Encoders
+
+__all__ = ["Pass", "Program", "Row", "Steerer"]
+
+
+class Pass:
+    """One forward pass of a batch, as it goes through the blocks."""
+
+    def __init__(self, plan: Plan, rows: Sequence[Row], ledger: Ledger) -> None:
+        self._plan, self._rows, self._ledger = plan, rows, ledger
+        self._reached: set[int] = set()
+        self._last: Tensor | None = None
+        for watching in plan.watching:
+            watching.begin()
+
+    def after(self, layer: int, hidden: Tensor) -> Tensor:
+        """The stream (n_rows, width, d_model) after a block, as the next one shall see it.
+
+        Raises:
+            WorkFailed: it is not the pass that was announced.
+        """
+        work = self._plan.work.get(layer)
+        if work is None:
+            return hidden
+        n_rows, width = self._plan.shape
+        if hidden.shape[:2] != (n_rows, width) or layer in self._reached:
+            raise WorkFailed(
+                f"block {layer} was run twice, or on {tuple(hidden.shape[:2])} rows and tokens instead of {(n_rows, width)}, "
+                "in one steered pass"
+            )
+        self._reached.add(layer)
+        flat = hidden.reshape(n_rows * width, -1)
+        for watching in work.watching:
+            watching.read(layer, flat)
+        for group in work.groups:
+            flat = group.apply(flat, self._ledger)
+        self._last = flat.view_as(hidden)
+        return self._last
+
+    def check(self) -> None:
+        """
+        Raises:
+            WorkFailed: the model did not come by a layer that has operations; what came out is not what was asked for.
+        """
+        missed = sorted(self._plan.work.keys() - self._reached)
+        if missed:
+            raise WorkFailed(f"steering after block {missed[0]} did not happen: the model ran without calling its hook")
+
+    def broken(self) -> Tensor | None:
+        """(n_rows,) True where the stream is no longer finite at a token of the row, on the device; None where nothing was steered."""
+        if self._last is None:
+            return None
+        bad = ~torch.isfinite(self._last.float().sum(2))
+        n_rows, width = self._plan.shape
+        if width > 1:
+            real = torch.zeros(n_rows, width, dtype=torch.bool)
+            for number, row in enumerate(self._rows):
+                real[number, row.pad : row.pad + len(row.ids)] = True
+            bad &= real.to(bad.device)
+        return bad.any(1)
+
+
+class Steerer:
+    """Operations on the residual stream of one loaded model."""
+
+    def __init__(self, subject: Subject, encoders: Encoders, special_ids: Iterable[int]) -> None:
+        """
+        Args:
+            encoders: the encoder of an SAE by its name, on the model's device. Asked when a choice first needs it.
+            special_ids: the tokenizer's special tokens.
+        """
+        self._subject = subject
+        self._pass: Pass | None = None
+        self._lock = Lock()
+        self._kept: tuple[Any, Plan] | None = None
+        self._watchers: weakref.WeakValueDictionary[str, Watcher] = weakref.WeakValueDictionary()
+        self._ground = Ground(
+            n_layers=len(subject.blocks),
+            d_model=subject.d_model,
+            device=subject.device,
+            encoders=encoders,
+            special=frozenset(int(id_) for id_ in special_ids),
+            ledger=Ledger(subject.device),
+            watcher=self._watcher,
+            typical={},
+        )
+        for layer, block in enumerate(subject.blocks):
+            # before every other hook, so that whoever reads the block's output reads it steered
+            block.register_forward_hook(self._hook(layer), prepend=True)
+
+    def program(self, choice: Choice) -> Program:
+        """A choice's operations, checked and brought to the device.
+
+        Raises:
+            InputError: an operation that this model cannot take, that could touch no token, or that contradicts another.
+        """
+        return Program(choice, self._ground)
+
+    def check(self) -> None:
+        """Proves on the loaded model that steering arrives, and learns how long its residuals are. Run it once, after loading.
+
+        Raises:
+            WorkFailed: it does not.
+        """
+        self._ground.typical.update(selftest.check(self._subject, self.program, self.steering))
+
+    @contextmanager
+    def steering(self, rows: Sequence[Row]) -> Iterator[Pass]:
+        """Steers the one forward pass that is run inside.
+
+        Raises:
+            WorkFailed: at the end, if the model did not come by every layer that has operations.
+        """
+        assert self._pass is None, "one pass at a time"
+        self._pass = Pass(self._plan(rows), rows, self._ground.ledger)
+        try:
+            yield self._pass
+            self._pass.check()
+        finally:
+            self._pass = None
+
+    def _plan(self, rows: Sequence[Row]) -> Plan:
+        """The last one again, where the same rows are fed one generated token each and the same operations touch them."""
+        key = _key(rows)
+        if key is not None and self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        plan = lay_out(rows, self._subject.device)
+        self._kept = None if key is None else (key, plan)
+        return plan
+
+    def _watcher(self, condition: Condition) -> Watcher:
+        """The one of all choices under this condition, so that their rows are read together."""
+        key = f"{condition.scope} {condition.expression.model_dump_json()}"
+        with self._lock:
+            watcher = self._watchers.get(key)
+        if watcher is not None:
+            return watcher
+        ground = self._ground
+        made = Watcher(
+            condition, ground.encoders, ground.n_layers, ground.device
+        )  # may load an SAE: not under the lock
+        with self._lock:
+            return self._watchers.setdefault(key, made)
+
+    def _hook(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_block: nn.Module, _inputs: Any, output: Any) -> Any:
+            if self._pass is None:
+                return None
+            if isinstance(output, tuple):
+                return (self._pass.after(layer, output[0]), *output[1:])
+            return self._pass.after(layer, output)
+
+        return hook
+
+
+def _key(rows: Sequence[Row]) -> Any:
+    """What the plan of a pass over generated tokens depends on; None for other passes."""
+    key = []
+    for row in rows:
+        if len(row.ids) != 1 or row.first < row.n_prompt:
+            return None
+        program = row.program
+        touched = None if program is None else program.touches(row.first - row.n_prompt, row.ids[0])
+        key.append((program, row.pad, touched))
+    return key

@@ -1,0 +1,88 @@
+"""A feature's activation at single tokens, as the index would have it: the indexer's encoder, asked for one feature instead of all.
+
+Top-k needs every pre-activation of a token, because the others decide whether this one fires; on a CPU only tokens where the feature's
+own one is positive are asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from indexer.encoder import Encoder, top_k
+
+Encoders = Callable[[str], Encoder]
+"""The encoder of an SAE by its name, on the model's device; raises what `schema.live.LiveModel.read` raises."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What reads one feature's pre-activation off a residual: <h, weight> + bias, firing where it exceeds the threshold."""
+
+    weight: Tensor
+    """(d_model,) float32, on the device."""
+    bias: float
+    threshold: float
+
+
+def row(encoder: Encoder, feature: int) -> Row:
+    product, threshold = encoder.product, encoder.threshold
+    own = threshold[feature] if len(threshold) > 1 else threshold[0]
+    return Row(product.weight_t[:, feature].contiguous(), float(product.bias[feature]), float(own))
+
+
+@torch.inference_mode()
+def activation(encoder: Encoder, residual: Tensor, feature: Tensor, pre: Tensor, threshold: Tensor) -> Tensor:
+    """(n,) float32: the activation of one feature a token.
+
+    Args:
+        residual: (n, d_model) float32.
+        feature: (n,) or (1,) which one.
+        pre: (n,) its pre-activation, from its `Row`.
+        threshold: (n,) or (1,) of its `Row`.
+    """
+    fires = pre > threshold
+    if encoder.k is None:
+        return torch.where(fires, pre, 0)
+    if residual.device.type != "cpu":  # there, finding out which tokens would stop the device
+        return _among_all(encoder, residual, feature)
+    found = torch.zeros_like(pre)
+    maybe = fires.nonzero()[:, 0]
+    if len(maybe):
+        which = feature if len(feature) == 1 else feature[maybe]
+        found[maybe] = _among_all(encoder, residual[maybe], which)
+    return found
+
+
+@torch.inference_mode()
+def activations(encoder: Encoder, residual: Tensor, features: Tensor) -> Tensor:
+    """(n, n_features) float32: the activations of the same features at every token of (n, d_model)."""
+    parts = []
+    for _, block in encoder.product.blocks(residual):
+        pre = encoder.product(block)
+        if encoder.k is None:
+            own = pre[:, features]
+            threshold = encoder.threshold[features] if len(encoder.threshold) > 1 else encoder.threshold
+            parts.append(torch.where(own > threshold, own, 0))
+            continue
+        value, column = top_k(pre, encoder.k)
+        parts.append(torch.zeros_like(pre).scatter_(1, column, value.relu())[:, features])
+    return torch.cat(parts)
+
+
+def _among_all(encoder: Encoder, residual: Tensor, feature: Tensor) -> Tensor:
+    """(n,) what survives the top-k: fewer than k are larger, or as large and of a lower index."""
+    assert encoder.k is not None
+    parts = []
+    for first, block in encoder.product.blocks(residual):
+        pre = encoder.product(block)
+        which = (feature if len(feature) == 1 else feature[first : first + len(block)]).expand(len(block))[:, None]
+        own = pre.gather(1, which)
+        columns = torch.arange(pre.shape[1], device=pre.device)
+        before = (pre > own) | ((pre == own) & (columns < which))
+        fires = (before.sum(1, keepdim=True) < encoder.k) & (own > 0)
+        parts.append(torch.where(fires, own, 0)[:, 0])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

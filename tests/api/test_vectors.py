@@ -413,6 +413,14 @@ def test_versions_pages_filters_and_deletion(web: TestClient, books: Library) ->
         ]  # fmt: skip
 
 
+def test_versions_count_up_whoever_saves_at_once(books: Library) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda i: save(books, components=[{"feature": f"{SAE2}/{i}"}]).version, range(12)))
+    assert sorted(made) == list(range(1, 13))
+
+
 def test_a_request_says_one_thing(web: TestClient) -> None:
     both = {"name": "v", "components": [FEATURE], "decoded_means": MEANS}
     for body in ({"name": "v"}, both, {"name": "a/b", "components": [FEATURE]}, {"name": "v", "components": [{}]}):

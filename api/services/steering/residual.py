@@ -95,22 +95,23 @@ def residual_means(library: Library, live: LiveModel | None, body: SaveVector) -
     return finish(model, sums, body.normalise == "result", "residual_means", made)
 
 
-def model_of(library: Library, asked: ResidualMeans) -> str:
-    """Where the model lies that read the datasets of a request; the home's only one for texts.
+def model_of(library: Library, dataset: str | None) -> Model:
+    """The model that read a dataset; the home's only one without.
 
     Raises:
         NotFound: an unknown dataset.
-        InputError: texts, and the home has several models.
+        InputError: there are several.
     """
     with library.home.database.reading() as session:
         models = select(Model).order_by(Model.name)
-        if isinstance(asked.a, Sample):
-            dataset = find_dataset(session, asked.a.dataset)
-            models = models.join(Run, Run.model_id == Model.id).where(Run.dataset_id == dataset.id)
-        found = list(session.scalars(models.distinct()))
-    if len(found) > 1:
-        raise InputError(f"name a model with --model: {', '.join(model.source for model in found)}")
-    return found[0].source
+        if dataset is not None:
+            read = select(Run.model_id).where(Run.dataset_id == find_dataset(session, dataset).id)
+            models = models.where(Model.id.in_(read))
+        found = list(session.scalars(models))
+    if len(found) != 1:
+        names = ", ".join(model.source for model in found)
+        raise InputError(f"name a model with --model: {names}" if names else "the home has no model yet")
+    return found[0]
 
 
 def _usual_mask(session: Session, model: Model) -> str:

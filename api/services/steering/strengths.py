@@ -7,6 +7,7 @@ from feature to feature is the feature's own mean activation where it fires: c t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,18 @@ from schema.lookup import Source
 from schema.wire.vectors import Suggestion, TypicalActivation
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-OF_MEAN = ((0.25, None), (0.5, "light"), (1.0, "medium"), (2.0, "strong"), (4.0, None))
+Name = Literal["light", "medium", "strong"]
+OF_MEAN: tuple[tuple[float, Name | None], ...] = (
+    (0.25, None),
+    (0.5, "light"),
+    (1.0, "medium"),
+    (2.0, "strong"),
+    (4.0, None),
+)
 """c of c x mean positive activation, and what it is called."""
-OF_RESIDUAL = ((0.1, "light"), (0.2, "medium"), (0.35, "strong"))
+OF_RESIDUAL: tuple[tuple[float, Name], ...] = ((0.1, "light"), (0.2, "medium"), (0.35, "strong"))
 """Shares of the residual's norm."""
-OF_DIFFERENCE = ((0.5, "light"), (1.0, "medium"), (2.0, "strong"))
+OF_DIFFERENCE: tuple[tuple[float, Name], ...] = ((0.5, "light"), (1.0, "medium"), (2.0, "strong"))
 """Times a difference of means."""
 
 
@@ -60,7 +68,7 @@ def suggest_for_feature(typical: TypicalActivation | None) -> list[Suggestion]:
     if typical is not None and typical.mean is not None:
         found = [
             Suggestion(
-                name=name,  # type: ignore[arg-type]
+                name=name,
                 strength=c * typical.mean,
                 unit="absolute",
                 rule=f"{c:g} x its mean activation where it fires",
@@ -75,7 +83,7 @@ def suggest_for_vector(made: str) -> list[Suggestion]:
     if made not in ("decoded_means", "residual_means"):
         return _of_residual()
     found = [
-        Suggestion(name=name, strength=c, unit="absolute", rule=f"{c:g} x the difference of the means")  # type: ignore[arg-type]
+        Suggestion(name=name, strength=c, unit="absolute", rule=f"{c:g} x the difference of the means")
         for c, name in OF_DIFFERENCE
     ]
     return [*found, *_of_residual()]
@@ -84,7 +92,7 @@ def suggest_for_vector(made: str) -> list[Suggestion]:
 def _of_residual() -> list[Suggestion]:
     return [
         Suggestion(
-            name=name,  # type: ignore[arg-type]
+            name=name,
             strength=share,
             unit="residual_norm",
             rule=f"{share:.0%} of the residual's norm at each token",

@@ -35,6 +35,7 @@ from scopebase.cli import (
     serve,
     suite,
     vector,
+    verify,
 )
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
@@ -97,6 +98,7 @@ app.command("datasets")(catalog.datasets)
 app.command("runs")(catalog.runs)
 app.command("serve")(serve.serve)
 app.command("audit")(audit.audit)
+app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
 app.add_typer(vector.app, name="vector")

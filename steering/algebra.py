@@ -123,22 +123,27 @@ class Numbers:
         block = torch.from_numpy(np.ascontiguousarray(rows.T)).to(device)
         return cls(**{name: block[place] if name in needed else None for place, name in enumerate(NUMBERS)})  # type: ignore[arg-type]
 
-    def amount(self, size: Tensor, c: Tensor | None) -> Tensor:
+    @property
+    def needs_size(self) -> bool:
+        """Whether an amount depends on |h|."""
+        return self.base_norm is not None or self.low is not None
+
+    def amount(self, size: Tensor | None, c: Tensor | None) -> Tensor:
         """x.
 
         Args:
-            size: (n,) |h|.
+            size: (n,) |h|; None where it is not needed.
             c: (n,) component or activation; None where every mode reads nothing.
 
         Returns:
             (n,), or (1,) where it is the same for every token.
         """
-        x = self.base if self.base_norm is None else torch.addcmul(self.base, self.base_norm, size)
+        x = self.base if self.base_norm is None or size is None else torch.addcmul(self.base, self.base_norm, size)
         if c is None:
             return x
         if self.share is not None:
             x = torch.addcmul(x, self.share, c)
-        if self.low is None or self.low_norm is None or self.high is None or self.high_norm is None:
+        if size is None or self.low is None or self.low_norm is None or self.high is None or self.high_norm is None:
             return x
         low = torch.addcmul(self.low, self.low_norm, size)
         high = torch.addcmul(self.high, self.high_norm, size)

@@ -39,7 +39,7 @@ class After(NamedTuple):
     logits: Tensor
     """(n_rows, vocabulary) float32, after its last token."""
     broken: Tensor | None
-    """(n_rows,) True where steering left something that is not finite; None where nothing was steered."""
+    """(n_rows,) True where steering left something that is not finite in a prompt; None where it was not looked for."""
 
 
 class Passes:
@@ -71,7 +71,8 @@ class Passes:
             return After(self._logits(columns_in), None)
         with self.steerer.steering(rows) as steered:
             logits = self._logits(columns_in)
-        return After(logits, steered.broken())
+        # what breaks one token that is fed alone breaks its logits
+        return After(logits, steered.broken() if ids.shape[1] > 1 else None)
 
     def _logits(self, columns: dict[str, Any]) -> Tensor:
         out = self.model(**columns, use_cache=True, logits_to_keep=1)

@@ -146,16 +146,16 @@ class RowCache(Cache):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(layers=[_layer(layer, config) for layer in DynamicCache(config=config).layers])
+        self.columns = [layer for layer in self.layers if isinstance(layer, Columns)]
 
     @property
     def length(self) -> int:
         """Columns, padding included."""
-        return max((layer.length for layer in self.layers if isinstance(layer, Columns)), default=0)
+        return self.columns[0].length
 
     def pad(self, columns: int) -> None:
-        for layer in self.layers:
-            if isinstance(layer, Columns):
-                layer.pad(columns)
+        for layer in self.columns:
+            layer.pad(columns)
 
     def join(self, other: RowCache) -> None:
         """Takes another batch's rows, below its own. Both must be of the same length."""
@@ -172,8 +172,7 @@ def token_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes that one column of one row takes; sliding windows are counted in full."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    layers = sum(isinstance(layer, Columns) for layer in RowCache(config).layers)
-    return int(2 * layers * heads * width * dtype.itemsize)
+    return int(2 * len(RowCache(config).columns) * heads * width * dtype.itemsize)
 
 
 def _layer(layer: Any, config: Any) -> Columns | States:

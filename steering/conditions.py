@@ -10,12 +10,11 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from indexer.encoder import Encoder
 from schema.errors import InputError
 from schema.generation import Condition
 from schema.names import parse_feature
 from schema.wire.expressions import AllOf, AnyOf, Expression, FeatureAbove
-from steering.reading import Encoders, activations
+from steering.reading import Encoders, Rows, activations, rows
 
 Tree = Callable[[Tensor], Tensor]
 """(..., n_features) activations to (...) whether the expression holds."""
@@ -41,8 +40,7 @@ class Part:
     """The features of one SAE."""
 
     layer: int
-    encoder: Encoder
-    features: Tensor
+    read: Rows
     columns: slice
     """Where their activations stand among all."""
 
@@ -145,7 +143,7 @@ class Watching:
         """Takes the stream (n_flat, d_model) as the block returned it."""
         for part in self._watcher.parts:
             if part.layer == layer:
-                found = activations(part.encoder, flat[self._index], part.features)
+                found = activations(part.read, flat[self._index])
                 self._values[..., part.columns] = found.view(*self._shape, -1) * self._can_fire[..., None]
         if layer == self._watcher.deepest:
             with self._watcher.lock:
@@ -213,5 +211,7 @@ def _parts(
                 raise InputError(f"when: SAE {sae} has features 0 to {encoder.d_sae - 1}, no {index}")
             column[name] = len(column)
         indexes = torch.tensor([index for index, _ in features], device=device)
-        parts.append(Part(encoder.product.layer, encoder, indexes, slice(len(column) - len(features), len(column))))
+        parts.append(
+            Part(encoder.product.layer, rows(encoder, indexes), slice(len(column) - len(features), len(column)))
+        )
     return parts, column

@@ -6,20 +6,18 @@ fails the requests in that pass; what goes wrong anywhere else puts the engine o
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from schema.errors import ScopebaseError, TooMany, WorkFailed
+from schema.errors import ScopebaseError, WorkFailed
 from steering.batch import After, Batch, Passes, Prompts, Seat
+from steering.desk import Desk
 from steering.queue import Line, divergence, log
 from steering.sampler import Sampler
 
@@ -46,12 +44,8 @@ class Engine:
     def __init__(self, passes: Passes, limits: Limits, ends: frozenset[int]) -> None:
         self.limits = limits
         self._passes, self._ends = passes, ends
-        self._changed = threading.Condition()
-        self._arrived: deque[Line] = deque()
-        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._closing: float | None = None
-        self._fault: str | None = None
-        self._waiting: deque[Line] = deque()
+        self._desk = Desk(limits.rows, limits.queue)
+        self.run, self.put = self._desk.run, self._desk.put
         self._reading: deque[tuple[Prompts, list[Line]]] = deque()
         self._batch = Batch(passes)
         self._lines: dict[Seat, Line] = {}
@@ -60,58 +54,17 @@ class Engine:
         self._shadowed: list[Line] = []
         self._sampler = Sampler((), passes.device)
         self._tokens = self._source = self._place = torch.empty(0, dtype=torch.long)
-        self._taken = 0
-        """Rows at work."""
-        self._pace, self._last_end = 1.0, 0.0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
-    def run(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        """Calls a function on the model's thread, between two steps."""
-        future: Future[Any] = Future()
-        if threading.current_thread() is self._thread:
-            _fulfil(future, lambda: function(*args))
-            return future
-        with self._changed:
-            self._check_open()
-            self._calls.append((future, lambda: function(*args)))
-            self._changed.notify()
-        return future
-
-    def put(self, lines: Sequence[Line]) -> None:
-        """Queues a request.
-
-        Raises:
-            TooMany: the queue is full.
-            WorkFailed: closing, or out of order.
-        """
-        with self._changed:
-            self._check_open()
-            waiting = {
-                line.work for line in (*self._arrived, *self._waiting) if not (line.work.begun or line.work.over)
-            }
-            if len(waiting) >= self.limits.queue + max(self.limits.rows - self._taken, 0):
-                detail = f"{len(waiting)} requests wait for the model, which is as many as may; try again later"
-                raise TooMany(detail, max(1, math.ceil(self._pace)))
-            self._arrived.extend(lines)
-            self._changed.notify()
-
     def fault(self) -> str | None:
-        return self._fault
+        return self._desk.fault
 
     def close(self, seconds: float) -> None:
         """See `schema.generation.Generator.close`."""
-        with self._changed:
-            self._closing = min(self._closing or float("inf"), time.monotonic() + seconds)
-            self._changed.notify()
+        self._desk.close(seconds)
         if threading.current_thread() is not self._thread:
             self._thread.join(seconds + 60)
-
-    def _check_open(self) -> None:
-        if self._fault is not None:
-            raise WorkFailed(self._fault)
-        if self._closing is not None:
-            raise WorkFailed("the model is being shut down; try again when the service is back")
 
     @torch.inference_mode()
     def _run(self) -> None:
@@ -120,33 +73,24 @@ class Engine:
                 self._admit()
                 self._read_prompts()
                 self._step()
+                self._drop()
         except Exception as error:
             log.exception("the engine stopped")
-            self._fault = f"the engine stopped on a fault of its own ({type(error).__name__}); restart the service"
-            self._fail_all(WorkFailed(self._fault))
+            self._desk.fault = f"the engine stopped on a fault of its own ({type(error).__name__}); restart the service"
+            self._fail_all(WorkFailed(self._desk.fault))
 
     def _gather(self) -> bool:
-        """Takes what arrived, waiting while there is nothing to do; False when it is time to end."""
-        with self._changed:
-            while not (self._arrived or self._calls or self._waiting or self._reading or self._batch.seats):
-                if self._closing is not None:
-                    return False
-                self._changed.wait()
-            self._waiting.extend(self._arrived)
-            self._arrived.clear()
-            calls = list(self._calls)
-            self._calls.clear()
-        for future, call in calls:
-            _fulfil(future, call)
+        """What arrived, and what is over; False when it is time to end."""
+        if not self._desk.attend(busy=bool(self._reading or self._batch.seats)):
+            return False
         self._drop()
-        if self._closing is not None and time.monotonic() >= self._closing:
+        if self._desk.overdue:
             self._fail_all(WorkFailed("the service was shut down before this text was complete; try again"))
+            self._drop()
         return True
 
     def _drop(self) -> None:
         """Gives back the places of requests that are over."""
-        if any(line.work.over for line in self._waiting):
-            self._waiting = deque(line for line in self._waiting if not line.work.over)
         staying = [i for i, seat in enumerate(self._batch.seats) if self._keeps(seat)]
         if len(staying) < len(self._batch):
             kept = set(staying)
@@ -154,13 +98,8 @@ class Engine:
                 del self._lines[seat]
             self._batch.keep(staying)
             self._seated()
-            self._keep_pace()
-
-    def _keep_pace(self) -> None:
-        """Seconds from one end to the next, of late: how long a request beyond the queue had better wait."""
-        now = time.monotonic()
-        self._pace = 0.8 * self._pace + 0.2 * min(now - self._last_end, 60.0)
-        self._last_end = now
+            self._desk.ended()
+        self._desk.taken = len(self._batch) + sum(len(prompts.seats) for prompts, _ in self._reading)
 
     def _keeps(self, seat: Seat) -> bool:
         line = self._lines[seat]
@@ -169,8 +108,9 @@ class Engine:
     def _admit(self) -> None:
         """Seats what waits, first come first served, as far as rows and columns last."""
         short: list[Line] = []
-        while self._waiting and self._fits(self._waiting[0], short):
-            line = self._waiting.popleft()
+        waiting = self._desk.waiting
+        while waiting and self._fits(waiting[0], short):
+            line = waiting.popleft()
             line.work.begun = True
             if len(line.choice.ids) > self.limits.chunk:
                 self._begin([line])
@@ -178,7 +118,6 @@ class Engine:
                 short.append(line)
         if short:
             self._begin(short)
-        self._taken = len(self._batch) + sum(len(prompts.seats) for prompts, _ in self._reading)
 
     def _begin(self, lines: list[Line]) -> None:
         prompts = Prompts(self._passes, [seat for line in lines for seat in line.seats], self.limits.chunk)
@@ -283,33 +222,14 @@ class Engine:
         return False
 
     def _fail_all(self, error: ScopebaseError) -> None:
-        with self._changed:
-            waiting = [*self._arrived, *self._waiting]
-            calls = list(self._calls)
-            self._arrived.clear()
-            self._waiting.clear()
-            self._calls.clear()
-        at_work = [*self._lines.values(), *(line for _, lines in self._reading for line in lines), *waiting]
-        for line in at_work:
+        self._desk.dismiss(error)
+        for line in [*self._lines.values(), *(line for _, lines in self._reading for line in lines)]:
             line.work.fail(error)
-        for future, _ in calls:
-            future.set_exception(error)
         self._reading.clear()
-        if self._fault is None:
-            self._drop()
 
 
 def _of(after: After, rows: Tensor) -> After:
     return After(after.logits[rows], None if after.broken is None else after.broken[rows])
-
-
-def _fulfil(future: Future[Any], call: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(call())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def _failure(error: Exception, device: torch.device) -> ScopebaseError:

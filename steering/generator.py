@@ -77,14 +77,18 @@ class TorchGenerator(Live):
             self._check(choice)
         for name in {op.sae for choice in choices for op in choice.ops if op.sae is not None}:
             self.encoder(name)  # loaded here, so that the batch need not wait for it
-        programs = self._engine.run(self._programs, choices).result() if any(c.ops for c in choices) else {}
         work = Work(deliver)
-        work.lines = [self._line(work, choice, place, programs.get(place)) for place, choice in enumerate(choices)]
-        self._engine.put(work.lines)
+        if any(choice.ops for choice in choices):  # programs are the model's thread's
+            self._engine.run(self._enlist, work, choices).result()
+        else:
+            self._enlist(work, choices)
         return work
 
-    def _programs(self, choices: Sequence[Choice]) -> dict[int, Program]:
-        return {place: self._steerer.program(choice) for place, choice in enumerate(choices) if choice.ops}
+    def _enlist(self, work: Work, choices: Sequence[Choice]) -> None:
+        for place, choice in enumerate(choices):
+            program = self._steerer.program(choice) if choice.ops else None
+            work.lines.append(self._line(work, choice, place, program))
+        self._engine.put(work.lines)
 
     def fault(self) -> str | None:
         """See `schema.generation.Generator.fault`."""

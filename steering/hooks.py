@@ -140,6 +140,8 @@ class Steerer:
         try:
             yield self._pass
             self._pass.check()
+            if self._kept is None:  # its tables are not used again
+                self._ground.ledger.settle()
         finally:
             self._pass = None
 
@@ -148,6 +150,7 @@ class Steerer:
         key = _key(rows)
         if key is not None and self._kept is not None and self._kept[0] == key:
             return self._kept[1]
+        self._ground.ledger.settle()
         plan = lay_out(rows, self._subject.device)
         self._kept = None if key is None else (key, plan)
         return plan

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +19,12 @@ from schema.wire.steering import OpApplied, SteeringApplied
 PROMPT, GENERATED = 0, 1
 """An operation has two places of the ledger, one a phase, side by side."""
 _SUMS = ("tokens", "relative", "before", "after")
+
+
+class Waiting(Protocol):
+    """What keeps measures back to take them together."""
+
+    def settle(self, ledger: Ledger) -> None: ...
 
 
 class Ledger:
@@ -31,6 +39,7 @@ class Ledger:
         self._sums = torch.zeros(places, len(_SUMS), device=device)
         self._most = torch.zeros(places, device=device)
         self._free = deque(range(0, places, 2))
+        self._waiting: list[Waiting] = []
 
     def take(self) -> int:
         """The first of two places side by side, both at zero."""
@@ -45,6 +54,16 @@ class Ledger:
     def free(self, places: Sequence[int]) -> None:
         """Takes places back. Safe from any thread."""
         self._free.extend(places)
+
+    def wait(self, group: Waiting) -> None:
+        """Has something to be measured at the next `settle`."""
+        self._waiting.append(group)
+
+    def settle(self) -> None:
+        """Measures what waits. On the model's thread."""
+        waiting, self._waiting = self._waiting, []
+        for group in waiting:
+            group.settle(self)
 
     def note(self, places: Tensor, columns: Sequence[Tensor]) -> None:
         """Adds tokens up.
@@ -61,6 +80,7 @@ class Ledger:
 
     def read(self, places: Sequence[int]) -> list[tuple[list[float], float]]:
         """Of each place and the next one: sums in the order of `_SUMS`, and the largest relative norm. One transfer."""
+        self.settle()
         index = torch.tensor([p + phase for p in places for phase in (PROMPT, GENERATED)], device=self._device)
         with self._lock:
             fetched = torch.cat((self._sums[index], self._most[index, None]), dim=1).tolist()
@@ -118,6 +138,7 @@ def summary(ops: list[OpApplied], condition_tokens: int | None, engine: str) -> 
     )
 
 
+@cache
 def _version() -> str:
     try:
         return version("scopebase")

@@ -57,32 +57,71 @@ def activation(encoder: Encoder, residual: Tensor, feature: Tensor, pre: Tensor,
     return found
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The same for several features: (n_features, d_model) and (n_features,)."""
+
+    encoder: Encoder
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+    threshold: Tensor
+
+
+def rows(encoder: Encoder, features: Tensor) -> Rows:
+    product, threshold = encoder.product, encoder.threshold
+    own = threshold[features] if len(threshold) > 1 else threshold
+    return Rows(encoder, features, product.weight_t.T[features], product.bias[features], own)
+
+
 @torch.inference_mode()
-def activations(encoder: Encoder, residual: Tensor, features: Tensor) -> Tensor:
+def activations(read: Rows, residual: Tensor) -> Tensor:
     """(n, n_features) float32: the activations of the same features at every token of (n, d_model)."""
+    h = residual.float()
+    pre = torch.addmm(read.bias, h, read.weight.T)
+    fires = pre > read.threshold
+    if read.encoder.k is None:
+        return torch.where(fires, pre, 0)
+    if residual.device.type != "cpu":
+        return _chosen(read.encoder, h, read.features)
+    found = torch.zeros_like(pre)
+    maybe = fires.any(1).nonzero()[:, 0]
+    if len(maybe):
+        found[maybe] = _chosen(read.encoder, h[maybe], read.features)
+    return found
+
+
+def _chosen(encoder: Encoder, residual: Tensor, features: Tensor) -> Tensor:
+    """(n, n_features) what survives the top-k."""
+    assert encoder.k is not None
     parts = []
     for _, block in encoder.product.blocks(residual):
         pre = encoder.product(block)
-        if encoder.k is None:
-            own = pre[:, features]
-            threshold = encoder.threshold[features] if len(encoder.threshold) > 1 else encoder.threshold
-            parts.append(torch.where(own > threshold, own, 0))
-            continue
         value, column = top_k(pre, encoder.k)
         parts.append(torch.zeros_like(pre).scatter_(1, column, value.relu())[:, features])
     return torch.cat(parts)
 
 
 def _among_all(encoder: Encoder, residual: Tensor, feature: Tensor) -> Tensor:
-    """(n,) what survives the top-k: fewer than k are larger, or as large and of a lower index."""
+    """(n,) what survives the top-k."""
     assert encoder.k is not None
     parts = []
     for first, block in encoder.product.blocks(residual):
         pre = encoder.product(block)
         which = (feature if len(feature) == 1 else feature[first : first + len(block)]).expand(len(block))[:, None]
         own = pre.gather(1, which)
-        columns = torch.arange(pre.shape[1], device=pre.device)
-        before = (pre > own) | ((pre == own) & (columns < which))
-        fires = (before.sum(1, keepdim=True) < encoder.k) & (own > 0)
+        fires = _is_chosen(pre, own, which, encoder.k) & (own > 0)
         parts.append(torch.where(fires, own, 0)[:, 0])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _is_chosen(pre: Tensor, own: Tensor, which: Tensor, k: int) -> Tensor:
+    """(n, 1) where fewer than k of (n, d_sae) are larger than `own`, or as large and of a lower index than `which`."""
+    there = torch.empty_like(pre)  # a float is counted faster than a bool
+    larger = torch.gt(pre, own, out=there).sum(1, keepdim=True)
+    if pre.device.type == "cpu":
+        at_most = torch.ge(pre, own, out=there).sum(1, keepdim=True)
+        if not ((larger < k) & (at_most > k)).any():  # hardly ever does a tie decide
+            return larger < k
+    lower = torch.arange(pre.shape[1], device=pre.device) < which
+    return larger + ((pre == own) & lower).sum(1, keepdim=True) < k

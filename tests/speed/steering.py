@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import torch
 
 from indexer.saes import Sae, open_release
 from schema.generation import Choice, Ended, Event, Failed, Op, Piece, Sampling
+from scopebase.cli.worker import SWITCH_SECONDS
 from steering.engine import Limits
 from tests.making import make_model
 from tests.speed.harness import FOLDER, Table
@@ -38,6 +40,7 @@ TOKENS = 64
 def measure(args: argparse.Namespace) -> list[Table]:
     """The four tables."""
     torch.set_num_threads(1)
+    sys.setswitchinterval(SWITCH_SECONDS)  # as the service does
     generators = _generators()
     tables = [_cost(generators, args.rounds), _gain(generators, args.rounds), _first_token(generators, args.rounds)]
     tables.append(_soak(generators, args.minutes))
@@ -197,13 +200,12 @@ def _burst(generator: Unlisted, choices: Sequence[Choice]) -> list[float]:
 def _endless(generator: Unlisted, n: int, stop: threading.Event) -> list[threading.Thread]:
     """Callers that ask again and again."""
 
+    kinds = [_choices(generator, n, _sae(generator) if mode else None, mode) for mode in ("", "add", "set")]
+
     def go(number: int) -> None:
-        turn = 0
         while not stop.is_set():
-            turn += 1
-            mode = ("", "add", "set")[(number + turn) % 3]
-            sae = _sae(generator) if mode else None
-            ask(generator, _choices(generator, n, sae, mode, seed=turn)[number]).wait()
+            for choices in kinds:
+                _wait_for_one(generator, choices[number])
 
     threads = [threading.Thread(target=go, args=(number,)) for number in range(n)]
     for thread in threads:

@@ -268,7 +268,7 @@ def test_the_gpu_does_the_same(dtype: torch.dtype) -> None:
 
 def test_encoders_are_those_of_the_index() -> None:
     """One feature asked alone fires as it does in the indexer's encoder."""
-    from steering.reading import activation, activations, row
+    from steering.reading import activation, activations, row, rows
 
     g = torch.Generator().manual_seed(5)
     residual = torch.randn(300, D_MODEL, generator=g)
@@ -279,7 +279,7 @@ def test_encoders_are_those_of_the_index() -> None:
         firing = encoder.encode(residual)
         dense[firing.token, firing.feature] = firing.value
         features = torch.tensor([3, 60, 0])
-        torch.testing.assert_close(activations(encoder, residual, features), dense[:, features])
+        torch.testing.assert_close(activations(rows(encoder, features), residual), dense[:, features])
         for feature in (0, 3, 60):
             reads = row(encoder, feature)
             pre = residual @ reads.weight + reads.bias

@@ -40,6 +40,7 @@ from api.routes import (
     reading,
     rules,
     suite,
+    vectors,
 )
 from api.services.access.keyring import Keyring
 from api.services.library import Library
@@ -61,6 +62,7 @@ ROUTES = (
     features,
     reading,
     generation,
+    vectors,
     label_packs,
     labels,
     audit,

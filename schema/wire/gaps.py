@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from schema.wire.base import Pool, Provenance, Wire
-from schema.wire.labels import How
+from schema.wire.labels import How, ShownSource
 from schema.wire.query import DatasetPart, Name
 from schema.wire.questions import DatasetCount, SampleProof
 
@@ -123,6 +123,7 @@ class GapItem(Wire):
     feature: str
     index: int
     label: str | None
+    label_source: ShownSource = None
     state: State = Field(description="`covered` and `untargeted` only among changes")
     before: State | None = Field(description="At `since`")
     change: Change | None = Field(description="`opened`, `closed`, or `moved` between missing and weak")

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from schema.wire.base import Pool, Provenance, Wire
+from schema.wire.labels import ShownSource
 
 
 class DatasetCount(Wire):
@@ -95,6 +96,7 @@ class DiffItem(Wire):
     feature: str
     index: int
     label: str | None
+    label_source: ShownSource = None
     counts: dict[str, int] = Field(description="Dataset -> samples that fire the feature")
     rates: dict[str, float] = Field(description="The same over all samples of the dataset")
     rate_difference: float

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from schema.errors import InputError, WorkFailed
 from schema.wire.gaps import Coverage, CoverageGapAnswer, CoverageGapQuestion, GapItem, GapSort
-from scopebase.cli.answers import library, snippet
+from scopebase.cli.answers import label_text, library, snippet
 from scopebase.cli.console import ERRORS, OUT, print_json, shown
 from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, wants_json
 from scopebase.cli.query import checked, read_text
@@ -227,7 +227,8 @@ def _item(item: GapItem) -> None:
             ("\n" + str(item.index).rjust(7), "bold cyan"),
             f"  {state}{target}{ours}",
             (rest + q, "dim"),
-            ("  " + shown(item.label or ""), "italic"),
+            "  ",
+            label_text(item),
         )
     )
     if item.firing_tokens:

@@ -8,17 +8,14 @@ from typing import Annotated, Any, Optional
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.text import Text
 
 from schema.errors import InputError
-from schema.wire.query import FeatureItem, FeatureQueryAnswer, QuerySort
+from schema.wire.query import QuerySort
 from scopebase.cli.answers import library
-from scopebase.cli.console import OUT, print_json, shown, table
+from scopebase.cli.console import print_json
 from scopebase.cli.expression import parse, parse_pair
 from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, wants_json
-
-WIDE = 4
-"""Columns of rates that a terminal has room for."""
+from scopebase.cli.query_tables import show
 
 
 def query(
@@ -59,6 +56,7 @@ def query(
         typer.Option("--sort", help="What comes first; by default rate_difference or rate.", show_default=False),
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="Worst first.")] = False,
+    samples: Annotated[int, typer.Option("--samples", min=0, max=10, help="Proving samples a feature.")] = 0,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Features shown.")] = 20,
     cursor: Annotated[
         Optional[str],  # noqa: UP045
@@ -82,6 +80,8 @@ def query(
         "length_control": length_control,
         "sort": sort,
         "reverse": reverse,
+        "include": ["samples"] if samples else [],
+        "samples": samples or 2,
         "limit": limit,
         "cursor": cursor,
         "as_of": as_of,
@@ -133,61 +133,3 @@ def checked(model: Any, body: dict[str, Any]) -> Any:
         told = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
         raise InputError("; ".join(told)) from None
     return made
-
-
-def show(answer: FeatureQueryAnswer) -> None:
-    """The features as a table, and below it what the columns are."""
-    comparison = answer.comparison
-    OUT.print(
-        Text.assemble(
-            (f"{answer.total:,} of {answer.d_sae:,} features", "bold"),
-            f" meet the condition; {answer.total_never_fire:,} of them fire in none of the datasets"
-            f" ({answer.n_never_fire:,} of all do not)",
-        )
-    )
-    names = [column.name for column in answer.columns]
-    first = [comparison.a, comparison.b] if comparison else []
-    names = [*first, *(name for name in names if name not in first)][:WIDE]
-    heads = [f"{chr(65 + i)}" for i in range(len(names))]
-    tests = ["A − B", "95 %", "lift", "q"] if comparison else []
-    alike = ["alike", "q alike"] if comparison and comparison.length_control else []
-    made = table("feature", *heads, *tests, *alike, "max", "label", right={*heads, *tests, *alike, "max"})
-    for item in answer.data:
-        made.add_row(*_row(item, names, bool(tests), bool(alike)))
-    if answer.data:
-        OUT.print(made)
-    for head, name in zip(heads, names, strict=True):
-        column = next(column for column in answer.columns if column.name == name)
-        OUT.print(
-            f"{head}: {shown(name)}, {column.n_samples:,} samples, {column.n_features:,} features",
-            style="dim",
-            markup=False,
-        )
-    if len(answer.columns) > WIDE:
-        OUT.print(f"{len(answer.columns) - WIDE} more columns with --json", style="dim")
-    if answer.next_cursor:
-        OUT.print(f"the next page: --cursor {answer.next_cursor}", style="dim", markup=False)
-    _footnote(answer)
-
-
-def _row(item: FeatureItem, names: list[str], tested: bool, alike: bool) -> list[str | Text]:
-    cells: list[str | Text] = [str(item.index), *(f"{item.rates[name]:.1%}" for name in names)]
-    if tested and item.interval and item.rate_difference is not None:
-        low, high = item.interval
-        cells += [f"{item.rate_difference:+.1%}", f"{low:+.0%} {high:+.0%}", f"{item.lift:.3g}", f"{item.q_value:.1g}"]
-    if alike and item.controlled:
-        cells += [f"{item.controlled.rate_difference:+.1%}", f"{item.controlled.q_value:.1g}"]
-    return [*cells, f"{item.max_activation:.3g}", Text(shown(item.label or ""), style="italic")]
-
-
-def _footnote(answer: FeatureQueryAnswer) -> None:
-    made = answer.provenance
-    notes = [f"pool: {made.pool}", f"mask: {made.mask}", f"by {answer.sort}"]
-    if answer.comparison:
-        notes.append(f"q over {answer.comparison.n_tested:,} features that fire in A or B")
-        control = answer.comparison.length_control
-        if control:
-            notes.append(
-                f"alike: {control.n_a:,} of A and {control.n_b:,} of B in {len(control.bands)} bands of length"
-            )
-    OUT.print(" · ".join([*notes, f"snapshot {made.snapshot}"]), style="dim", markup=False)

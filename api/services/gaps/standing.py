@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
+from api.services.columns import Column, Columns
 from api.services.gaps.targets import sae_of, weigh
 from api.services.library import Library
-from api.services.query.columns import Column, Columns
 from schema.errors import InputError, NotFound
 from schema.lookup import Source, Subject, find_sae, find_sources, newest_snapshot
 from schema.tables import Sae

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from api.services.query.columns import Column, Columns
-from api.services.query.comparison import check_apart, compare, compare_alike, false_discovery_rate
+from api.services.columns import Column, Columns, check_apart
+from api.services.query.comparison import compare, compare_alike, false_discovery_rate
 from api.services.query.labelled import features_labelled
 from schema.errors import InputError
 from schema.lookup import Source

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from scipy.stats import chi2
 
 from api.services import firing
+from api.services.columns import Column
 from api.services.library import Library
-from api.services.query.columns import Column
 from api.services.statistics import rate_difference_interval
 from schema.layout import SAMPLE_BITS, sample_key
 from schema.lookup import Source

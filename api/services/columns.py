@@ -157,6 +157,25 @@ class Columns:
         return name if name not in taken else f"{name}#{len(taken)}"
 
 
+def check_apart(a: Column, b: Column) -> None:
+    """Raises InputError where a sample is in both: the tests take them to be different samples."""
+    shared = n_shared(a, b)
+    if shared:
+        raise InputError(
+            f"{a.name} and {b.name} share {shared:,} samples and cannot be compared; "
+            "take the rest of a dataset with where_not"
+        )
+
+
+def n_shared(a: Column, b: Column) -> int:
+    """Samples in both."""
+    if a.source.pair != b.source.pair:
+        return 0
+    if a.ordinals is None or b.ordinals is None:
+        return min(a.n_samples, b.n_samples)
+    return len(np.intersect1d(a.ordinals, b.ordinals, assume_unique=True))
+
+
 def _key(source: Source, pool: Pool, where: Mapping[str, Any], where_not: Mapping[str, Any]) -> tuple[object, ...]:
     return (source.pair, pool, json.dumps(where, sort_keys=True), json.dumps(where_not, sort_keys=True))
 

@@ -82,7 +82,11 @@ class CoverageGapQuestion(Wire):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
     sae: Name | None = Field(None, description="`<model>/<layer>-<set>`; may be left out where there is one SAE")
-    datasets: list[Name] = Field(min_length=1, max_length=200, description="Taken together, as one set of samples")
+    datasets: list[Name | DatasetPart] = Field(
+        min_length=1,
+        max_length=200,
+        description="Names or slices, taken together as one set of samples; no two share any",
+    )
     target: Target
     pool: Pool = "any"
     min_samples: Annotated[int, Field(ge=1, le=1 << 53)] = Field(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from schema.wire.base import Pool, Provenance, Wire
 from schema.wire.labels import ShownSource
 
 
 class DatasetCount(Wire):
-    name: str
+    name: str = Field(description="The dataset's, or of a slice `mmlu[subject=anatomy]`")
     version: int
     n_samples: int
     n_features: int = Field(description="Size of the footprint")
+    where: dict[str, JsonValue] = Field(default={}, description="Of a slice")
+    where_not: dict[str, JsonValue] = Field(default={}, description="Of a slice")
 
 
 Matrix = list[list[float | None]]

@@ -16,6 +16,7 @@ from schema.wire.base import Provenance
 from schema.wire.questions import DiffAnswer, DiffItem, Matrix, OverlapAnswer, RedundancyAnswer, SampleProof
 from scopebase.cli.console import OUT, heat, print_json, shown, table
 from scopebase.cli.options import AsOfOption, Home, Json, MinSamplesOption, PoolOption, SaeOption, settings, wants_json
+from scopebase.cli.parts import PART, read_parts
 
 if TYPE_CHECKING:
     from api.services.library import Library
@@ -85,18 +86,18 @@ def diff(
 
 
 def redundancy(
-    datasets: Annotated[list[str], typer.Argument(help="One or more datasets.")],
+    datasets: Annotated[list[str], typer.Argument(help=f"One or more. {PART}")],
     sae: SaeOption = None,
     pool: PoolOption = "any",
     as_of: AsOfOption = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Feature redundancy of each dataset, beside the baselines it must beat."""
+    """Feature redundancy of each dataset or slice, beside the baselines it must beat."""
     from api.services.questions.redundancy import redundancies as ask
 
     with library(home) as books:
-        answer = ask(books, sae, datasets, pool, as_of)
+        answer = ask(books, sae, read_parts(datasets), pool, as_of)
     if wants_json(json):
         print_json(answer)
     else:

@@ -58,6 +58,18 @@ def test_a_subset(client: TestClient) -> None:
     assert get(client, "/subset", sae=SAE, dataset="tales")["asked"] == 0.95
 
 
+def test_slices_in_an_address(client: TestClient) -> None:
+    where, rest = json.dumps({"level": 1}), json.dumps({"level": [0, 2]})
+    one, other = (
+        get(client, "/subset", sae=SAE, dataset="problems", **given)
+        for given in ({"where": where}, {"where_not": rest})
+    )
+    assert one["dataset"]["n_samples"] == other["dataset"]["n_samples"] == 20
+    assert (one["dataset"]["name"], one["samples"]) == ("problems[level=1]", other["samples"])
+    asked = get(client, "/redundancy", sae=SAE, dataset=["problems"], where=where)
+    assert [(item["dataset"], item["n_samples"]) for item in asked["data"]] == [("problems[level=1]", 20)]
+
+
 def test_a_suite(client: TestClient) -> None:
     response = client.post("/v1/suite", json={"sae": SAE, "datasets": list(ROWS), "pool": "last"})
     assert response.status_code == 200, response.text
@@ -100,6 +112,16 @@ def test_an_evaluation_is_removed(client: TestClient) -> None:
     [
         ("GET", "/subset", {"dataset": "tales", "sae": SAE, "coverage": 2}, 422, "coverage"),
         ("GET", "/subset", {"dataset": "tale", "sae": SAE}, 404, "did you mean tales?"),
+        ("GET", "/subset", {"dataset": "tales", "sae": SAE, "where": "x=1"}, 422, "a JSON object of fields"),
+        ("GET", "/subset", {"dataset": "tales", "sae": SAE, "where_not": "[1]"}, 422, "where_not: "),
+        ("GET", "/subset", {"dataset": "problems", "sae": SAE, "where": '{"levl": 1}'}, 404, "did you mean level?"),
+        (
+            "GET",
+            "/redundancy",
+            {"dataset": "problems", "sae": SAE, "where": '{"level": 9}'},
+            422,
+            "no sample of problems",
+        ),
         ("POST", "/suite", {"datasets": ["tales"], "sae": SAE}, 422, "datasets"),
         ("POST", "/suite", {"datasets": ["tales", "songs"], "saes": SAE}, 422, "saes: Extra inputs"),
         (

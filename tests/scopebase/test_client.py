@@ -337,7 +337,13 @@ def test_features_rules_and_labels(client: Client, tmp_path: Path) -> None:
 
     assert pq.read_table(file).num_rows == gap.total
     assert client.subset("songs", sae=SAE, coverage=0.9).samples
-    assert client.suite("problems", "songs", "tales", sae=SAE).provenance.sae == SAE
+    level = {"dataset": "problems", "where": {"level": 1}}
+    one = client.subset("problems", sae=SAE, where={"level": 1}).dataset
+    assert (one.name, one.n_samples) == ("problems[level=1]", 20)
+    assert client.redundancy("problems", sae=SAE, where_not={"level": 1}).data[0].n_samples == 40
+    assert client.coverage_gap([level], {"dataset": "tales"}, sae=SAE).coverage.n_samples == 20
+    assert client.suite(level, "songs", "tales", sae=SAE).provenance.sae == SAE
+    assert client.query(where, sae=SAE, sort="weight", include=["samples"], limit=1).data[0].samples
     rule = client.store_rule("tale", expression={"any": [{"feature": feature, "above": 0.0}]})
     assert [each.name for each in client.rules()] == [rule.name] == ["tale"]
     assert client.rule_drift("tale").usable

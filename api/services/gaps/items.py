@@ -66,7 +66,7 @@ def hold_against(library: Library, standing: Standing) -> Tested | None:
         low, high = rate_difference_interval(x, n_x, y, n_y)
         return Tested(x / n_x - y / n_y, low, high, false_discovery_rate(p, tested), int(tested.sum()))
 
-    return library.remembered(("gap", target.key, tuple(s.pair for s in standing.datasets)), compute)
+    return library.remembered(("gap", target.key, tuple(c.key for c in standing.datasets)), compute)
 
 
 def proving_sources(library: Library, question: CoverageGapQuestion, standing: Standing) -> list[Source]:
@@ -77,9 +77,9 @@ def proving_sources(library: Library, question: CoverageGapQuestion, standing: S
         return []
     with library.home.database.reading() as session:
         everything, _ = find_all_sources(session, standing.sae.name, standing.subject.snapshot)
-    comparable = standing.datasets[0].recipe.comparable
+    comparable = standing.datasets[0].source.recipe.comparable
     found = {s.pair: s for s in everything.sources if s.recipe.comparable == comparable}
-    return list((found | {s.pair: s for s in standing.datasets}).values())
+    return list((found | {c.source.pair: c.source for c in standing.datasets}).values())
 
 
 def items(library: Library, gap: Gap, features: Sequence[int]) -> list[GapItem]:
@@ -143,7 +143,7 @@ def _proofs(
     sources = proving_sources(library, question, now)
     if not sources:
         return {}
-    own = {source.pair for source in now.datasets}
+    own = {column.source.pair for column in now.datasets}
     within = None if now.target is None else now.target.ordinals
     return shown_on(
         library,

@@ -15,9 +15,9 @@ from schema.wire.gaps import Coverage, CoverageGapAnswer, CoverageGapQuestion, G
 from scopebase.cli.answers import label_text, library, snippet
 from scopebase.cli.console import ERRORS, OUT, print_json, shown
 from scopebase.cli.expression import parse_part
-from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, wants_json
+from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, read_text, wants_json
 from scopebase.cli.parts import PART, read_parts
-from scopebase.cli.query import checked, read_text
+from scopebase.cli.query import checked
 
 if TYPE_CHECKING:
     from api.services.library import Library

@@ -10,7 +10,7 @@ import typer
 from schema.errors import InputError
 from schema.wire.query import DatasetPart
 from scopebase.cli.expression import parse_part
-from scopebase.cli.options import checked
+from scopebase.cli.options import checked, read_text
 
 PART = "NAME, NAME@VERSION, or a slice: 'NAME[field=value]', as in query."
 WhereOption = Annotated[
@@ -35,7 +35,6 @@ def read_part(text: str, where: str | None = None) -> DatasetPart:
     if part.where or part.where_not:
         raise InputError(f"{text}: give the slice in brackets or with --where, one of them")
     from api.services.slices import read_condition
-    from scopebase.cli.query import read_text
 
     condition = read_text(where[1:]) if where.startswith("@") else where
     return part.model_copy(update={"where": read_condition(condition, "--where")})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -14,7 +13,7 @@ from schema.wire.query import QuerySort
 from scopebase.cli.answers import library
 from scopebase.cli.console import print_json
 from scopebase.cli.expression import parse, parse_pair
-from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, wants_json
+from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, read_text, wants_json
 from scopebase.cli.query_tables import show
 
 
@@ -106,19 +105,6 @@ def _condition(expression: str | None, where: str | None) -> Any:
         return json_module.loads(text)
     except ValueError as error:
         raise InputError(f"--where: no JSON: {error}") from None
-
-
-def read_text(path: str) -> str:
-    """A small file that a person named.
-
-    Raises:
-        InputError: it cannot be read as text.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"{path}: {reason}") from None
 
 
 def checked(model: Any, body: dict[str, Any]) -> Any:

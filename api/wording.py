@@ -58,6 +58,7 @@ EXAMPLES: dict[str, Any] = {
     "label": "9b2e4f0c6d1a4e5f8a7b3c2d1e0f9a8b",
     "layer": 12,
     "metric": "exact_match",
+    "run": 7,
     "model": "qwen3-1.7b-base",
     "n": 100,
     "name": "gsm8k",

@@ -62,7 +62,7 @@ def rank(columns: Columns, question: FeatureQuery) -> Ranking:
 
 def weigh(columns: Columns, a: Column) -> npt.NDArray[np.float64]:
     """(d_sae,) how much each feature says of a column: its rate there times ln((1 + N) / (1 + n)), where n of all N samples of the
-    question's datasets fire it. It is tf-idf: what is frequent here and rare among all.
+    question's datasets fire it. It is tf-idf: what is frequent here and rare among all (docs/explanation/measures/queries.md).
     """
     sources = columns.subject.sources
     fires = np.sum([columns.library.counts(source.pair).samples(columns.pool) for source in sources], axis=0)

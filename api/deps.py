@@ -8,11 +8,13 @@ from fastapi import Depends, Query, Request, Response
 
 from api.services.cursors import PATTERN
 from api.services.library import Library
+from api.services.slices import read_condition
 from api.services.written import Written
 from schema.errors import Forbidden, NoModel
 from schema.generation import Generator
 from schema.live import LiveModel
 from schema.records import Pool, Scope
+from schema.wire.query import DatasetPart
 
 
 def get_library(request: Request) -> Library:
@@ -38,6 +40,18 @@ Cursor = Annotated[str | None, Query(pattern=PATTERN, description="`next_cursor`
 DatasetName = Annotated[
     str, Query(max_length=80, description="`<name>`, or `<name>@<version>` or `<name>@run<run>` for an older one")
 ]
+WhereParam = Annotated[
+    str | None,
+    Query(
+        max_length=4000,
+        description="Only samples whose fields meet this JSON object, as in a feature query",
+        examples=['{"subject": "anatomy"}'],
+    ),
+]
+WhereNotParam = Annotated[
+    str | None,
+    Query(max_length=4000, description="Only samples that do not meet this one", examples=['{"level": [1, 2]}']),
+]
 DatasetNames = Annotated[
     list[DatasetName], Query(min_length=1, max_length=200, alias="dataset", description="Once for each dataset")
 ]
@@ -56,6 +70,15 @@ TwoDatasets = Annotated[
 def as_written(answer: Written[Any]) -> Response:
     """An answer that is JSON already, past FastAPI's own writing of it."""
     return Response(answer.json, media_type="application/json")
+
+
+def slice_of(dataset: str, where: str | None, where_not: str | None) -> DatasetPart:
+    """A dataset, or the slice of it that two parameters of an address name.
+
+    Raises:
+        InputError: one of them is no condition.
+    """
+    return DatasetPart(dataset=dataset, where=read_condition(where), where_not=read_condition(where_not, "where_not"))
 
 
 def get_live(request: Request) -> LiveModel:

@@ -61,6 +61,7 @@ EXAMPLES: dict[str, Any] = {
     "layer": 12,
     "made": "components",
     "metric": "exact_match",
+    "run": 7,
     "model": "qwen3-1.7b-base",
     "n": 100,
     "name": "gsm8k",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from sqlalchemy import select
@@ -24,7 +25,7 @@ from indexer.progress import Progress, Silent
 from indexer.saes.known import load_known
 from indexer.survey import DatasetSpec
 from indexer.worker import Stats, Worker, do_shard, publish_staged
-from schema.catalog import open_logits, register_dataset, register_model, register_run, register_sae
+from schema.catalog import finished_pairs, open_logits, register_dataset, register_model, register_run, register_sae
 from schema.errors import InputError
 from schema.home import Home, check_writable, find_home, make_home
 from schema.layout import SAMPLE_BITS, directions_table, sample_key
@@ -34,12 +35,15 @@ from schema.recipe import Recipe
 from schema.records import ModelCard, RunReport, SaeCard, Survey
 from schema.removals import trim
 from schema.settings import Settings
-from schema.tables import Run, RunSae, Sae, Shard
+from schema.tables import Dataset, Run, RunSae, Sae, Shard
 from schema.upkeep import maintain, remove_rows
 
 
 def index(config: IndexConfig, settings: Settings, progress: Progress | None = None) -> list[RunReport]:
     """Indexes the datasets; goes on where an earlier call was interrupted; does nothing where all is done.
+
+    Returns:
+        For each dataset the runs that hold it with the SAEs asked for, earlier ones first.
 
     Raises:
         InputError: something asked for cannot be; the stores are as they were.
@@ -52,11 +56,11 @@ def index(config: IndexConfig, settings: Settings, progress: Progress | None = N
     engine = Engine(plan, progress)
     try:
         take_up(home)
-        reports = [index_one(home, engine, spec, found, progress) for spec, found in plan.datasets]
-        add_logits(home, engine, progress)
+        reports = [each for spec, found in plan.datasets for each in index_one(home, engine, spec, found, progress)]
+        added = add_logits(home, engine, progress)
         if spent_parts(home):  # an earlier call died between finishing its run and tidying up
             tidy(home)
-        return reports
+        return [replace(each, logits=[name for name in each.saes if name in added]) for each in reports]
     finally:
         home.close()
 
@@ -68,8 +72,8 @@ def take_up(home: Home) -> None:
     home.ledger.reclaim()
 
 
-def index_one(home: Home, engine: Engine, spec: DatasetSpec, found: Survey, progress: Progress) -> RunReport:
-    """One dataset of a plan."""
+def index_one(home: Home, engine: Engine, spec: DatasetSpec, found: Survey, progress: Progress) -> list[RunReport]:
+    """One dataset of a plan: the run of what was missing, and those that others had finished before."""
     plan = engine.plan
     run, finished = register(
         home, plan.model.card, plan.set_name, plan.saes, found, plan.recipe, plan.batch_tokens, versions(plan)
@@ -77,21 +81,30 @@ def index_one(home: Home, engine: Engine, spec: DatasetSpec, found: Survey, prog
     if not finished:
         Worker(home, engine, run, spec, found, progress).work()
         tidy(home)
-    return report(home, run.id, already=finished)
+    return [report(home, each, already=finished or each != run.id) for each in _runs(home, plan, run)]
 
 
-def add_logits(home: Home, engine: Engine, progress: Progress) -> None:
-    """The logit effects of a plan's SAEs, one shard each, where they are wanted and not there yet."""
+def _runs(home: Home, plan: Plan, run: Run) -> list[int]:
+    """The finished runs that hold a dataset with the plan's SAEs."""
+    names = [str(SaeName(plan.model.card.name, card.layer, plan.set_name)) for card in plan.saes]
+    with home.database.reading() as session:
+        asked = set(session.scalars(select(Sae.id).where(Sae.name.in_(names))))
+        done = finished_pairs(session, session.get_one(Dataset, run.dataset_id), Recipe(**run.recipe))
+    return sorted({each for sae, each in done.items() if sae in asked})
+
+
+def add_logits(home: Home, engine: Engine, progress: Progress) -> list[str]:
+    """The logit effects of a plan's SAEs, one shard each, where they are wanted and not there yet; names the SAEs."""
     plan = engine.plan
     if not plan.logits:
-        return
+        return []
     try:
         head = engine.subject.head()
     except InputError as error:
         if plan.config.logits == "yes":
             raise
         progress.say(f"logit effects are left out: {error}")
-        return
+        return []
     home.ensure_table("logits")
     names = [str(SaeName(plan.model.card.name, card.layer, plan.set_name)) for card in plan.logits]
     with home.database.writing(alone=True) as session:
@@ -108,6 +121,7 @@ def add_logits(home: Home, engine: Engine, progress: Progress) -> None:
         while (shard := home.ledger.lease_logits(list(saes))) is not None:
             do_shard(home, shard, work)
     tidy(home)
+    return names
 
 
 def register(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import case, exists, func, select
 from sqlalchemy.orm import Session
@@ -13,6 +14,13 @@ SOURCES = ("person", "import", "model", "describer")
 """Where labels come from, the most trusted first."""
 CHUNK = 10_000
 """Features asked for in one statement."""
+
+
+def shown_label(label: Label | None) -> dict[str, Any]:
+    """The fields `label` and `label_source` of an item in an answer."""
+    return (
+        {"label": None, "label_source": None} if label is None else {"label": label.text, "label_source": label.source}
+    )
 
 
 def best_labels(session: Session, sae_id: int, features: Sequence[int]) -> dict[int, Label]:

@@ -178,3 +178,5 @@ class RunReport:
     bytes: int
     already: bool = False
     """It was finished before the command began."""
+    logits: list[str] = field(default_factory=list)
+    """Its SAEs whose logit effects the command added."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lance
 import pyarrow as pa
 
+from schema import deadline
 from schema.errors import HomeError
 from schema.layout import FORMAT, TABLES, fence_row, schema_of
 
@@ -100,7 +101,12 @@ class Store:
                     del self._open[name]
 
     def rows(self, table: str, keys: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows with these keys, in the order of the keys; keys that are not there are left out."""
+        """The rows with these keys, in the order of the keys; keys that are not there are left out.
+
+        Raises:
+            TooSlow: nobody waits for the answer any more, see `schema.deadline`; of `span` too.
+        """
+        deadline.check()
         if not keys:
             return schema_of(table).empty_table()
         wanted = [*dict.fromkeys(keys)]
@@ -118,17 +124,20 @@ class Store:
 
     def span(self, table: str, first: int, stop: int, columns: Sequence[str] | None = None) -> Any:
         """Record batches of the rows with first <= key < stop as of now, in no particular order."""
-        return (
-            self.latest(table)
-            .scanner(
-                columns=columns,
-                filter=f"key >= {int(first)} AND key < {int(stop)}",
-                batch_size=1024,
-                batch_readahead=4,
-                fragment_readahead=1,
-            )
-            .to_batches()
+        scanner = self.latest(table).scanner(
+            columns=columns,
+            filter=f"key >= {int(first)} AND key < {int(stop)}",
+            batch_size=1024,
+            batch_readahead=4,
+            fragment_readahead=1,
         )
+        return _in_time(scanner.to_batches())
+
+
+def _in_time(batches: Iterable[Any]) -> Iterator[Any]:
+    for batch in batches:
+        deadline.check()
+        yield batch
 
 
 def _newest(handle: Any) -> bool:

@@ -14,6 +14,8 @@ from tests.documents import FOLDER, commands, openapi
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+ANCHOR = re.compile(r"\[[^\]]*\]\(([^)#\s]*)#([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.M)
 BLOCK = re.compile(r"```(?:bash|sh|console|shell|)\n(.*?)```", re.S)
 
 
@@ -21,6 +23,21 @@ BLOCK = re.compile(r"```(?:bash|sh|console|shell|)\n(.*?)```", re.S)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
         assert target.startswith(("http://", "https://")) or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_into_pages_name_a_heading(page: Path) -> None:
+    for target, anchor in ANCHOR.findall(page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            there = page.parent / target if target else page
+            assert anchor in _anchors(there.read_text()), f"{target}#{anchor}"
+
+
+def _anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings, and those that a page names itself."""
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    headings = {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in HEADING.findall(plain)}
+    return headings | set(re.findall(r'<a id="([^"]+)">', text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.gate.access import GENERATING, OPEN, Access
 from api.gate.messages import headers_of, is_upload
 from api.problems import problem
-from schema.deadline import allow, too_slow
+from schema.deadline import Deadline, allow, too_slow
 
 LOG = logging.getLogger("scopebase.requests")
 
@@ -52,16 +52,20 @@ class Limits:
     async def _work(self, scope: Scope, receive: Receive, send: Send, seconds: float | None) -> None:
         """Answers that the time is up while a thread may still be at it: it stops at its next block, and counts until then."""
         begun = given_up = False
+        limit: Deadline | None = None
 
         async def sending(message: Message) -> None:
             nonlocal begun
             if not given_up:
                 begun = True
+                if limit is not None:
+                    limit.lift()
                 await send(message)
 
         async def work() -> None:
+            nonlocal limit
             if seconds is not None:
-                allow(seconds)
+                limit = allow(seconds)
             await self.app(scope, receive, sending)
 
         def handed_over() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-UPLOADS = frozenset({"/v1/labels/import"})
+UPLOADS = frozenset({"/v1/evaluations/import", "/v1/labels/import"})
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -20,5 +20,5 @@ def address_of(scope: Scope) -> str:
 
 
 def is_upload(scope: Scope) -> bool:
-    """A body that is streamed and not held: a pack of labels. Whatever it says of itself, any other body is a question."""
+    """A body that is streamed and not held: labels or scores. Whatever it says of itself, any other body is a question."""
     return scope["path"] in UPLOADS

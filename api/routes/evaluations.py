@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path as FilePath
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from api.deps import (
     Actor,
@@ -20,17 +22,19 @@ from api.deps import (
     needs,
 )
 from api.routes.suite import Budget, Coverage, WeightsParam
+from api.routes.uploads import received
 from api.services.evaluations.failures import MOST_SAMPLES, Direction, Order, failures
-from api.services.evaluations.files import parse_rows
+from api.services.evaluations.files import parse_rows, read_file
 from api.services.evaluations.performance import performance_redundancy, performance_similarity
 from api.services.evaluations.preservation import rank_preservation
-from api.services.evaluations.results import import_scores, list_evaluations, remove_evaluation
+from api.services.evaluations.results import evaluated_in, import_scores, list_evaluations, remove_evaluation
 from schema.wire.base import Page
 from schema.wire.evaluations import (
     EvaluationItem,
     EvaluationReport,
     EvaluationRequest,
     FailuresAnswer,
+    Match,
     PerformanceAnswer,
     PreservationAnswer,
     PreservationRequest,
@@ -39,6 +43,12 @@ from schema.wire.evaluations import (
 
 router = APIRouter(tags=["evaluations"])
 
+_BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_FILES: dict[str, Any] = {
+    "application/x-ndjson": {"schema": {"type": "string"}, "example": '{"id": "gsm8k/1", "score": 1}\n'},
+    "text/csv": {"schema": {"type": "string"}, "example": "id,score\ngsm8k/1,1\n"},
+    "application/octet-stream": {**_BINARY, "example": "(an Inspect log, or any of the others packed with gzip)"},
+}
 Evaluated = Annotated[
     str | None, Query(max_length=200, description="The evaluated model; may be left out where there is one")
 ]
@@ -65,6 +75,42 @@ def post_evaluations(library: Books, actor: Actor, request: EvaluationRequest) -
     """Scores of one model on one dataset. The same again change nothing; others take the place of the former."""
     file = parse_rows(request.rows, request.metric, request.source)
     return import_scores(library, request.dataset, request.evaluated, request.metric, [file], actor, request.match)
+
+
+@router.post(
+    "/evaluations/import",
+    summary="Import a file of per-sample scores",
+    dependencies=[needs("write")],
+    openapi_extra={"requestBody": {"required": True, "content": _FILES}},
+)
+async def post_evaluation_file(
+    request: Request,
+    library: Books,
+    actor: Actor,
+    dataset: DatasetName,
+    metric: Annotated[
+        str, Query(min_length=1, max_length=120, description="Such as `acc`, or lm-eval's `exact_match,strict-match`")
+    ],
+    evaluated: Annotated[
+        str | None,
+        Query(
+            max_length=200, description="The model that was evaluated; may be left out where the file is an Inspect log"
+        ),
+    ] = None,
+    match: Annotated[Match, Query(description="What joins rows and samples")] = "auto",
+    name: Annotated[
+        str, Query(min_length=1, max_length=400, description="What the evaluation's `source` and errors call the file")
+    ] = "the upload",
+) -> EvaluationReport:
+    """The body is the file as it was written: lm-eval samples, an Inspect log (JSON or .eval), CSV or JSONL of id and score; plain or
+    gzip. The same scores again change nothing; others take the place of the former."""
+
+    def taken(path: FilePath) -> EvaluationReport:
+        file = read_file(path, metric, name)
+        return import_scores(library, dataset, evaluated or evaluated_in([file]), metric, [file], actor, match)
+
+    async with received(request) as path:
+        return await run_in_threadpool(taken, path)
 
 
 @router.delete(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -12,6 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from api.deps import Actor, Books, needs
 from api.routes.labels import Which
+from api.routes.uploads import received
 from api.services.labels.export import export
 from api.services.labels.importing import import_labels
 from schema.wire.labels import ImportReport, PackFormat, Policy
@@ -71,9 +70,5 @@ async def post_pack(
 ) -> ImportReport:
     """The body is a pack: JSONL, plain or gzip, Parquet, or Neuronpedia's explanation rows. It is checked as a whole before anything
     is written; sent again after an interruption, it goes on."""
-    with tempfile.NamedTemporaryFile(prefix="scopebase-pack-") as file:
-        async for piece in request.stream():
-            await run_in_threadpool(file.write, piece)
-        file.flush()
-        pack = Path(file.name)
+    async with received(request) as pack:
         return await run_in_threadpool(import_labels, library, pack, actor, sae, policy, dry_run, "the pack")

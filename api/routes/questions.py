@@ -17,7 +17,10 @@ from api.deps import (
     PoolParam,
     SaeParam,
     TwoDatasets,
+    WhereNotParam,
+    WhereParam,
     as_written,
+    slice_of,
 )
 from api.services.questions.diff import MOST_SAMPLES, written_diff
 from api.services.questions.overlap import written_overlap
@@ -63,7 +66,13 @@ def get_diff(
 
 @router.get("/redundancy")
 def get_redundancy(
-    library: Books, dataset: DatasetNames, sae: SaeParam = None, pool: PoolParam = "any", as_of: AsOf = None
+    library: Books,
+    dataset: DatasetNames,
+    where: WhereParam = None,
+    where_not: WhereNotParam = None,
+    sae: SaeParam = None,
+    pool: PoolParam = "any",
+    as_of: AsOf = None,
 ) -> RedundancyAnswer:
-    """Feature redundancy of each dataset, in closed form, beside the baselines it must beat."""
-    return redundancies(library, sae, dataset, pool, as_of)
+    """Feature redundancy of each dataset, or of the same slice of each, in closed form, beside the baselines it must beat."""
+    return redundancies(library, sae, [slice_of(name, where, where_not) for name in dataset], pool, as_of)

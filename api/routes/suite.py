@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api.deps import AsOf, Books, DatasetName, MinSamples, PoolParam, SaeParam
+from api.deps import AsOf, Books, DatasetName, MinSamples, PoolParam, SaeParam, WhereNotParam, WhereParam, slice_of
 from api.services.suite.advice import advise
 from api.services.suite.subset import answer_of, select_subset
 from schema.wire.suite import SubsetAnswer, SuiteAnswer, SuiteRequest, Weights
@@ -27,6 +27,8 @@ WeightsParam = Annotated[
 def get_subset(
     library: Books,
     dataset: DatasetName,
+    where: WhereParam = None,
+    where_not: WhereNotParam = None,
     sae: SaeParam = None,
     coverage: Coverage = None,
     n: Budget = None,
@@ -35,12 +37,13 @@ def get_subset(
     min_samples: MinSamples = 1,
     as_of: AsOf = None,
 ) -> SubsetAnswer:
-    """Samples that keep a share of a dataset's footprint, with bounds on the optimum and what random samples would keep."""
-    chosen = select_subset(library, sae, dataset, coverage, pool, min_samples, weights, n, as_of)
+    """Samples that keep a share of a dataset's or a slice's footprint, with bounds on the optimum and what random samples would keep."""
+    part = slice_of(dataset, where, where_not)
+    chosen = select_subset(library, sae, part, coverage, pool, min_samples, weights, n, as_of)
     return answer_of(library, chosen)
 
 
 @router.post("/suite", summary="Advice on a suite of datasets")
 def post_suite(library: Books, request: SuiteRequest) -> SuiteAnswer:
-    """Which datasets the others cover, which are apart, and in what order to drop them."""
+    """Which datasets or slices the others cover, which are apart, and in what order to drop them."""
     return advise(library, request)

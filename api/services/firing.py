@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from schema import deadline
 from schema.layout import FEATURE_BITS, SAMPLE_BITS, feature_key, flat_column, sample_key
 from schema.packing import accumulate
 from schema.records import Pool
@@ -60,7 +59,6 @@ def scan(store: Store, pair: int, pool: Pool, ordinals: Ints | None = None) -> I
     else:
         tables = store.span("forward", sample_key(pair), sample_key(pair + 1), columns)
     for table in tables:
-        deadline.check()
         here = table.column("key").to_numpy() & ((1 << SAMPLE_BITS) - 1)
         if ordinals is not None:
             kept = np.flatnonzero(np.isin(here, ordinals, assume_unique=True))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from api.services.library import Library
@@ -19,10 +20,27 @@ from schema.errors import InputError, not_found
 from schema.layout import SAMPLE_BITS, sample_key
 from schema.lookup import Source
 from schema.tables import Dataset
+from schema.wire.query import Where
 
 Ints = npt.NDArray[np.int64]
 Condition = Mapping[str, Any]
 MOST_GROUPS = 1_000
+_CONDITION: TypeAdapter[dict[str, Any]] = TypeAdapter(Where)
+
+
+def read_condition(text: str | None, name: str = "where") -> dict[str, Any]:
+    """A condition that came as JSON in an address or on a command line; none is the whole dataset.
+
+    Raises:
+        InputError: it is no JSON object, or too large a one.
+    """
+    if text is None:
+        return {}
+    try:
+        return _CONDITION.validate_json(text)
+    except ValidationError as error:
+        told = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f'{name}: {told}; a JSON object of fields, such as {{"subject": "anatomy"}}') from None
 
 
 def check_fields(session: Session, source: Source, names: Mapping[str, Any] | list[str]) -> None:

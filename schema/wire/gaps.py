@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from schema.wire.base import Pool, Provenance, Wire
-from schema.wire.labels import How
+from schema.wire.labels import How, ShownSource
 from schema.wire.query import DatasetPart, Name
 from schema.wire.questions import DatasetCount, SampleProof
 
@@ -82,7 +82,11 @@ class CoverageGapQuestion(Wire):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
     sae: Name | None = Field(None, description="`<model>/<layer>-<set>`; may be left out where there is one SAE")
-    datasets: list[Name] = Field(min_length=1, max_length=200, description="Taken together, as one set of samples")
+    datasets: list[Name | DatasetPart] = Field(
+        min_length=1,
+        max_length=200,
+        description="Names or slices, taken together as one set of samples; no two share any",
+    )
     target: Target
     pool: Pool = "any"
     min_samples: Annotated[int, Field(ge=1, le=1 << 53)] = Field(
@@ -123,6 +127,7 @@ class GapItem(Wire):
     feature: str
     index: int
     label: str | None
+    label_source: ShownSource = None
     state: State = Field(description="`covered` and `untargeted` only among changes")
     before: State | None = Field(description="At `since`")
     change: Change | None = Field(description="`opened`, `closed`, or `moved` between missing and weak")

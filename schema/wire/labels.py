@@ -11,6 +11,10 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from schema.wire.base import Wire
 
 LabelSource = Literal["person", "model", "import", "describer"]
+ShownSource = Annotated[
+    LabelSource | None,
+    Field(description="Who says so; `describer`: nobody yet, it was made from tokens and logits without a model"),
+]
 How = Literal["text", "meaning", "both"]
 """How labels are searched: by their words, by a sentence model, or by both ranks fused."""
 Policy = Literal["skip", "update", "duplicate"]

@@ -8,13 +8,24 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from schema.wire.base import Pool, Provenance, Wire
+from schema.wire.labels import ShownSource
+from schema.wire.questions import SampleProof
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 QuerySort = Literal[
-    "rate_difference", "controlled_difference", "lift", "rate", "count", "q_value", "max_activation", "density", "index"
+    "rate_difference",
+    "controlled_difference",
+    "lift",
+    "weight",
+    "rate",
+    "count",
+    "q_value",
+    "max_activation",
+    "density",
+    "index",
 ]
 
 
@@ -210,8 +221,12 @@ class FeatureQuery(Wire):
     )
     group_by: Name | None = Field(None, description="A field: one column for each of its values in each dataset shown")
     length_control: bool = Field(False, description="Also compare samples of like length only (Mantel-Haenszel)")
+    include: list[Literal["samples"]] = Field([], max_length=1, description="`samples`: what proves each feature")
+    samples: Annotated[int, Field(ge=1, le=10)] = Field(2, description="Proving samples a feature, where included")
     sort: QuerySort | None = Field(
-        None, description="Default: `rate_difference` where two are compared, else `rate`, else `index`"
+        None,
+        description="Default: `rate_difference` where two are compared, else `rate`. `rate`, `count` and `weight` are A's, or those "
+        "of the first dataset shown",
     )
     reverse: bool = Field(False, description="Worst first")
     limit: Annotated[int, Field(ge=1, le=1000)] = 50
@@ -263,6 +278,7 @@ class FeatureItem(Wire):
     feature: str
     index: int
     label: str | None
+    label_source: ShownSource = None
     counts: dict[str, int] = Field(description="Column -> samples that fire the feature")
     rates: dict[str, float] = Field(description="The same over the column's `n_samples`")
     density: float | None = Field(description="Share of the tokens of all datasets of the question on which it fires")
@@ -273,7 +289,14 @@ class FeatureItem(Wire):
     interval: tuple[float, float] | None = Field(description="95 %, Newcombe's hybrid score")
     p_value: float | None = Field(description="Fisher's exact test, two-sided")
     q_value: float | None = Field(description="Benjamini-Hochberg over all features that fire in A or B")
+    weight: float = Field(
+        description="A's rate times ln((1 + N) / (1 + n)), where n of all N samples of the datasets of the question fire the feature"
+    )
     controlled: ControlledItem | None
+    firing_tokens: list[str] = Field(
+        [], description="Tokens on which it fires in the samples shown, most frequent first"
+    )
+    samples: list[SampleProof] = Field([], description="Of A where it fires there, else of where it fires most often")
 
 
 class FeatureQueryAnswer(Wire):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from schema.wire.base import Pool, Provenance, Wire
+from schema.wire.labels import ShownSource
 
 
 class DatasetCount(Wire):
-    name: str
+    name: str = Field(description="The dataset's, or of a slice `mmlu[subject=anatomy]`")
     version: int
     n_samples: int
     n_features: int = Field(description="Size of the footprint")
+    where: dict[str, JsonValue] = Field(default={}, description="Of a slice")
+    where_not: dict[str, JsonValue] = Field(default={}, description="Of a slice")
 
 
 Matrix = list[list[float | None]]
@@ -95,6 +98,7 @@ class DiffItem(Wire):
     feature: str
     index: int
     label: str | None
+    label_source: ShownSource = None
     counts: dict[str, int] = Field(description="Dataset -> samples that fire the feature")
     rates: dict[str, float] = Field(description="The same over all samples of the dataset")
     rate_difference: float

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from schema.wire.base import Pool, Provenance, Wire
+from schema.wire.query import DatasetPart
 from schema.wire.questions import DatasetCount
 
 Weights = Literal["uniform", "inverse_frequency", "activation"]
@@ -40,9 +41,15 @@ class SuiteRequest(Wire):
     """Datasets that are run together."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"datasets": ["gsm8k", "math", "svamp"], "pool": "last"}]}
+        json_schema_extra={
+            "examples": [{"datasets": ["gsm8k", {"dataset": "mmlu", "where": {"subject": "anatomy"}}], "pool": "last"}]
+        }
     )
-    datasets: list[Annotated[str, Field(max_length=80)]] = Field(min_length=2, max_length=200)
+    datasets: list[Annotated[str, Field(max_length=80)] | DatasetPart] = Field(
+        min_length=2,
+        max_length=200,
+        description='Names, or slices such as `{"dataset": "mmlu", "where": {"subject": "anatomy"}}`; no two share samples',
+    )
     sae: str | None = Field(None, max_length=256)
     pool: Pool = "any"
     min_samples: int = Field(1, ge=1, le=1 << 40)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 from rich.padding import Padding
@@ -16,6 +16,7 @@ from schema.wire.base import Provenance
 from schema.wire.questions import DiffAnswer, DiffItem, Matrix, OverlapAnswer, RedundancyAnswer, SampleProof
 from scopebase.cli.console import OUT, heat, print_json, shown, table
 from scopebase.cli.options import AsOfOption, Home, Json, MinSamplesOption, PoolOption, SaeOption, settings, wants_json
+from scopebase.cli.parts import PART, read_parts
 
 if TYPE_CHECKING:
     from api.services.library import Library
@@ -85,18 +86,18 @@ def diff(
 
 
 def redundancy(
-    datasets: Annotated[list[str], typer.Argument(help="One or more datasets.")],
+    datasets: Annotated[list[str], typer.Argument(help=f"One or more. {PART}")],
     sae: SaeOption = None,
     pool: PoolOption = "any",
     as_of: AsOfOption = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Feature redundancy of each dataset, beside the baselines it must beat."""
+    """Feature redundancy of each dataset or slice, beside the baselines it must beat."""
     from api.services.questions.redundancy import redundancies as ask
 
     with library(home) as books:
-        answer = ask(books, sae, datasets, pool, as_of)
+        answer = ask(books, sae, read_parts(datasets), pool, as_of)
     if wants_json(json):
         print_json(answer)
     else:
@@ -164,7 +165,8 @@ def _diff_item(item: DiffItem, names: list[str]) -> None:
             ("\n" + str(item.index).rjust(7), "bold cyan"),
             f"  {names[0]} {item.rates[names[0]]:.1%}  {names[1]} {item.rates[names[1]]:.1%}",
             (f"  ({low:+.0%} to {high:+.0%})  q {item.q_value:.1g}  max {item.max_activation:.3g}", "dim"),
-            ("  " + (item.label or ""), "italic"),
+            "  ",
+            label_text(item),
         )
     )
     if item.firing_tokens:
@@ -175,6 +177,25 @@ def _diff_item(item: DiffItem, names: list[str]) -> None:
         )
     for sample in item.samples:
         OUT.print(Padding(snippet(sample), (0, 0, 0, 9)))
+
+
+class Labelled(Protocol):
+    """An item that shows a feature's label."""
+
+    @property
+    def label(self) -> str | None: ...
+
+    @property
+    def label_source(self) -> str | None: ...
+
+
+def label_text(item: Labelled) -> Text:
+    """The label; what only the built-in describer says is marked, so that nobody takes it for a person's word."""
+    if item.label is None:
+        return Text()
+    if item.label_source == "describer":
+        return Text(f"(described) {shown(item.label)}", style="dim")
+    return Text(shown(item.label), style="italic")
 
 
 def snippet(sample: SampleProof) -> Text:

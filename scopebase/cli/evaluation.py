@@ -25,7 +25,7 @@ from scopebase.cli.scores import (
 from scopebase.cli.suite import CountOption, CoverageOption, WeightsOption
 
 if TYPE_CHECKING:
-    from api.services.evaluations.files import ScoreFile
+    pass
 
 app = typer.Typer(help="Evaluation results: import them, and ask what features tell of them.", no_args_is_help=True)
 
@@ -57,26 +57,16 @@ def import_(
 ) -> None:
     """Imports per-sample scores of an evaluated model; several files are parts of one evaluation."""
     from api.services.evaluations.files import read_file
-    from api.services.evaluations.results import import_scores
+    from api.services.evaluations.results import evaluated_in, import_scores
 
     read = [read_file(path, metric) for path in files]
-    name = evaluated or _named(read)
+    name = evaluated or evaluated_in(read)
     with library(home) as books:
         report = import_scores(books, dataset, name, metric, read, author or getpass.getuser(), match)
     if wants_json(json):
         print_json(report)
     else:
         show_report(report)
-
-
-def _named(files: list[ScoreFile]) -> str:
-    """The one model that the files name themselves."""
-    names = sorted({file.evaluated or "" for file in files})
-    if len(names) != 1 or not names[0]:
-        raise InputError(
-            "name the model that was evaluated with --evaluated; only Inspect's logs name it, one model a call"
-        )
-    return names[0]
 
 
 @app.command("list")

@@ -55,6 +55,20 @@ def parse_pair(text: str) -> list[dict[str, Any]]:
     return pair
 
 
+def parse_part(text: str) -> dict[str, Any]:
+    """A dataset or a slice of one, `mmlu[subject=anatomy]`. Without brackets it is a name as it stands.
+
+    Raises:
+        InputError: no slice; says where.
+    """
+    if "[" not in text:
+        return {"dataset": text}
+    reader = _Reader(text)
+    part = reader.part()
+    reader.end("the end")
+    return part
+
+
 class _Reader:
     """Reads an expression from the left, one token ahead."""
 
@@ -188,9 +202,9 @@ class _Reader:
         if not self._skip("symbol", symbol):
             raise self._wrong(repr(symbol))
 
-    def end(self) -> None:
+    def end(self, wanted: str = "'and', 'or' or the end") -> None:
         if self.at < len(self.tokens):
-            raise self._wrong("'and', 'or' or the end")
+            raise self._wrong(wanted)
 
     def _word(self, wanted: str) -> str:
         kind, word, _ = self._peek()

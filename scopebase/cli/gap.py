@@ -12,10 +12,12 @@ from rich.text import Text
 
 from schema.errors import InputError, WorkFailed
 from schema.wire.gaps import Coverage, CoverageGapAnswer, CoverageGapQuestion, GapItem, GapSort
-from scopebase.cli.answers import library, snippet
+from scopebase.cli.answers import label_text, library, snippet
 from scopebase.cli.console import ERRORS, OUT, print_json, shown
-from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, wants_json
-from scopebase.cli.query import checked, read_text
+from scopebase.cli.expression import parse_part
+from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, read_text, wants_json
+from scopebase.cli.parts import PART, read_parts
+from scopebase.cli.query import checked
 
 if TYPE_CHECKING:
     from api.services.library import Library
@@ -24,11 +26,14 @@ KINDS = ("dataset", "features", "labels", "rule")
 
 
 def gap(
-    datasets: Annotated[list[str], typer.Argument(help="One or more datasets, taken together.")],
+    datasets: Annotated[list[str], typer.Argument(help=f"One or more, taken together. {PART}")],
     target: Annotated[
         str,
         typer.Option(
-            "--target", metavar="T", help="dataset:NAME, features:FILE, labels:'text' or rule:NAME.", show_default=False
+            "--target",
+            metavar="T",
+            help="dataset:NAME (or a slice, 'dataset:NAME[field=value]'), features:FILE, labels:'text' or rule:NAME.",
+            show_default=False,
         ),
     ],
     sae: SaeOption = None,
@@ -76,7 +81,7 @@ def gap(
     include = [*(["samples"] if samples else []), *(["synthesis_prompt"] if prompts else [])]
     body = {
         "sae": sae,
-        "datasets": datasets,
+        "datasets": read_parts(datasets),
         "target": read_target(target),
         "pool": pool,
         "min_samples": min_samples,
@@ -112,7 +117,7 @@ def _answer(books: Library, question: CoverageGapQuestion, as_json: bool) -> Non
 
 
 def read_target(text: str) -> dict[str, Any]:
-    """`dataset:NAME`, `features:FILE`, `labels:'text'` or `rule:NAME` as JSON.
+    """`dataset:NAME` or `dataset:NAME[field=value]`, `features:FILE`, `labels:'text'` or `rule:NAME` as JSON.
 
     Raises:
         InputError: none of them, or a file that holds no features.
@@ -122,7 +127,9 @@ def read_target(text: str) -> dict[str, Any]:
         raise InputError(f"--target {text!r}: dataset:NAME, features:FILE, labels:'text' or rule:NAME")
     if kind == "labels" and len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
         name = name[1:-1]
-    return read_features(name) if kind == "features" else {kind: name}
+    if kind == "features":
+        return read_features(name)
+    return parse_part(name) if kind == "dataset" else {kind: name}
 
 
 def read_features(path: str) -> dict[str, Any]:
@@ -227,7 +234,8 @@ def _item(item: GapItem) -> None:
             ("\n" + str(item.index).rjust(7), "bold cyan"),
             f"  {state}{target}{ours}",
             (rest + q, "dim"),
-            ("  " + shown(item.label or ""), "italic"),
+            "  ",
+            label_text(item),
         )
     )
     if item.firing_tokens:

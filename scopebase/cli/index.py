@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -204,7 +205,7 @@ def show_reports(where: Settings, reports: list[RunReport]) -> None:
         right={"samples", "tokens", "SAEs", "activations", "on disk"},
     )
     for r in reports:
-        state = "was complete, nothing written" if r.already else "complete"
+        state = "was complete" if r.already else "complete"
         name = r.dataset if r.version == 1 else f"{r.dataset}@{r.version}"
         made.add_row(
             name, f"{r.n_samples:,}", f"{r.n_tokens:,}", str(len(r.saes)), number(r.n_activations), size(r.bytes), state
@@ -218,14 +219,19 @@ def show_reports(where: Settings, reports: list[RunReport]) -> None:
         ):
             if count:
                 ERRORS.print(f"{r.dataset}: {count:,} {what}", style="yellow", markup=False)
-    sae = reports[-1].saes[len(reports[-1].saes) // 2]
-    names = " ".join(names_to_ask(where, reports, sae))
-    OUT.print(
-        "\nNext: "
-        + (
-            f"scopebase overlap {names} --sae {sae}"
-            if len(reports) > 1
-            else f"scopebase redundancy {names} --sae {sae}"
-        ),
-        markup=False,
-    )
+    logits = {sae for r in reports for sae in r.logits}
+    if logits:
+        OUT.print(f"Logit effects of {len(logits)} SAE{'s' if len(logits) > 1 else ''} were added.")
+    elif all(r.already for r in reports):
+        OUT.print("All was complete, nothing was written.")
+    sae = _shared_sae(reports)
+    names = names_to_ask(where, [r for r in reports if sae in r.saes], sae)
+    question = "overlap" if len(names) > 1 else "redundancy"
+    OUT.print(f"\nNext: scopebase {question} {' '.join(names)} --sae {sae}", markup=False)
+
+
+def _shared_sae(reports: list[RunReport]) -> str:
+    """An SAE from the middle of those with which most datasets are there."""
+    times = Counter(sae for r in reports for sae in r.saes)
+    most = [sae for sae, n in times.items() if n == max(times.values())]
+    return most[len(most) // 2]

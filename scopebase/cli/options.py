@@ -72,6 +72,19 @@ def checked(shape: type[Request], asked: dict[str, Any]) -> Request:
         raise InputError(f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
 
 
+def read_text(path: str) -> str:
+    """A small file that a person named.
+
+    Raises:
+        InputError: it cannot be read as text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"{path}: {reason}") from None
+
+
 def person() -> str:
     """Who types, for the audit log."""
     try:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json as json_module
-from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.text import Text
 
 from schema.errors import InputError
-from schema.wire.query import FeatureItem, FeatureQueryAnswer, QuerySort
+from schema.wire.query import QuerySort
 from scopebase.cli.answers import library
-from scopebase.cli.console import OUT, print_json, shown, table
+from scopebase.cli.console import print_json
 from scopebase.cli.expression import parse, parse_pair
-from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, wants_json
-
-WIDE = 4
-"""Columns of rates that a terminal has room for."""
+from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, SaeOption, read_text, wants_json
+from scopebase.cli.query_tables import show
 
 
 def query(
@@ -59,6 +55,7 @@ def query(
         typer.Option("--sort", help="What comes first; by default rate_difference or rate.", show_default=False),
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="Worst first.")] = False,
+    samples: Annotated[int, typer.Option("--samples", min=0, max=10, help="Proving samples a feature.")] = 0,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Features shown.")] = 20,
     cursor: Annotated[
         Optional[str],  # noqa: UP045
@@ -82,6 +79,8 @@ def query(
         "length_control": length_control,
         "sort": sort,
         "reverse": reverse,
+        "include": ["samples"] if samples else [],
+        "samples": samples or 2,
         "limit": limit,
         "cursor": cursor,
         "as_of": as_of,
@@ -108,19 +107,6 @@ def _condition(expression: str | None, where: str | None) -> Any:
         raise InputError(f"--where: no JSON: {error}") from None
 
 
-def read_text(path: str) -> str:
-    """A small file that a person named.
-
-    Raises:
-        InputError: it cannot be read as text.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"{path}: {reason}") from None
-
-
 def checked(model: Any, body: dict[str, Any]) -> Any:
     """A request made of what was typed.
 
@@ -133,61 +119,3 @@ def checked(model: Any, body: dict[str, Any]) -> Any:
         told = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
         raise InputError("; ".join(told)) from None
     return made
-
-
-def show(answer: FeatureQueryAnswer) -> None:
-    """The features as a table, and below it what the columns are."""
-    comparison = answer.comparison
-    OUT.print(
-        Text.assemble(
-            (f"{answer.total:,} of {answer.d_sae:,} features", "bold"),
-            f" meet the condition; {answer.total_never_fire:,} of them fire in none of the datasets"
-            f" ({answer.n_never_fire:,} of all do not)",
-        )
-    )
-    names = [column.name for column in answer.columns]
-    first = [comparison.a, comparison.b] if comparison else []
-    names = [*first, *(name for name in names if name not in first)][:WIDE]
-    heads = [f"{chr(65 + i)}" for i in range(len(names))]
-    tests = ["A − B", "95 %", "lift", "q"] if comparison else []
-    alike = ["alike", "q alike"] if comparison and comparison.length_control else []
-    made = table("feature", *heads, *tests, *alike, "max", "label", right={*heads, *tests, *alike, "max"})
-    for item in answer.data:
-        made.add_row(*_row(item, names, bool(tests), bool(alike)))
-    if answer.data:
-        OUT.print(made)
-    for head, name in zip(heads, names, strict=True):
-        column = next(column for column in answer.columns if column.name == name)
-        OUT.print(
-            f"{head}: {shown(name)}, {column.n_samples:,} samples, {column.n_features:,} features",
-            style="dim",
-            markup=False,
-        )
-    if len(answer.columns) > WIDE:
-        OUT.print(f"{len(answer.columns) - WIDE} more columns with --json", style="dim")
-    if answer.next_cursor:
-        OUT.print(f"the next page: --cursor {answer.next_cursor}", style="dim", markup=False)
-    _footnote(answer)
-
-
-def _row(item: FeatureItem, names: list[str], tested: bool, alike: bool) -> list[str | Text]:
-    cells: list[str | Text] = [str(item.index), *(f"{item.rates[name]:.1%}" for name in names)]
-    if tested and item.interval and item.rate_difference is not None:
-        low, high = item.interval
-        cells += [f"{item.rate_difference:+.1%}", f"{low:+.0%} {high:+.0%}", f"{item.lift:.3g}", f"{item.q_value:.1g}"]
-    if alike and item.controlled:
-        cells += [f"{item.controlled.rate_difference:+.1%}", f"{item.controlled.q_value:.1g}"]
-    return [*cells, f"{item.max_activation:.3g}", Text(shown(item.label or ""), style="italic")]
-
-
-def _footnote(answer: FeatureQueryAnswer) -> None:
-    made = answer.provenance
-    notes = [f"pool: {made.pool}", f"mask: {made.mask}", f"by {answer.sort}"]
-    if answer.comparison:
-        notes.append(f"q over {answer.comparison.n_tested:,} features that fire in A or B")
-        control = answer.comparison.length_control
-        if control:
-            notes.append(
-                f"alike: {control.n_a:,} of A and {control.n_b:,} of B in {len(control.bands)} bands of length"
-            )
-    OUT.print(" · ".join([*notes, f"snapshot {made.snapshot}"]), style="dim", markup=False)

@@ -15,6 +15,7 @@ from schema.wire.suite import Curve, SubsetAnswer, SuiteAnswer, SuiteRequest, We
 from scopebase.cli.answers import footnote, library
 from scopebase.cli.console import OUT, print_json, shown, table
 from scopebase.cli.options import AsOfOption, Home, Json, MinSamplesOption, PoolOption, SaeOption, wants_json
+from scopebase.cli.parts import PART, WhereOption, read_part, read_parts
 
 if TYPE_CHECKING:
     from api.services.library import Library
@@ -38,7 +39,8 @@ WeightsOption = Annotated[
 
 
 def subset(
-    dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
+    dataset: Annotated[str, typer.Argument(help=PART)],
+    where: WhereOption = None,
     sae: SaeOption = None,
     coverage: CoverageOption = None,
     n: CountOption = None,
@@ -52,11 +54,12 @@ def subset(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """The smallest set of samples found that keeps a share of a dataset's footprint."""
+    """The smallest set of samples found that keeps a share of a dataset's or a slice's footprint."""
     from api.services.suite.subset import answer_of, select_subset
 
+    part = read_part(dataset, where)
     with library(home) as books:
-        chosen = select_subset(books, sae, dataset, coverage, pool, min_samples, weights, n, as_of)
+        chosen = select_subset(books, sae, part, coverage, pool, min_samples, weights, n, as_of)
         answer = answer_of(books, chosen)
         if out is not None:
             _write_rows(books, chosen, out)
@@ -67,7 +70,7 @@ def subset(
 
 
 def suite(
-    datasets: Annotated[list[str], typer.Argument(help="Two or more datasets that are run together.")],
+    datasets: Annotated[list[str], typer.Argument(help=f"Two or more that are run together. {PART}")],
     sae: SaeOption = None,
     pool: PoolOption = "any",
     min_samples: MinSamplesOption = 1,
@@ -78,11 +81,11 @@ def suite(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Which datasets of a suite the others cover, and in what order to drop them."""
+    """Which datasets or slices of a suite the others cover, and in what order to drop them."""
     from api.services.suite.advice import advise
 
     request = SuiteRequest.model_construct(
-        datasets=datasets, sae=sae, pool=pool, min_samples=min_samples, low=low, as_of=as_of
+        datasets=read_parts(datasets), sae=sae, pool=pool, min_samples=min_samples, low=low, as_of=as_of
     )
     with library(home) as books:
         answer = advise(books, request)

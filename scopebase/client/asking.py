@@ -69,6 +69,27 @@ class Asking:
 
         return Rows(self.each(page), columns_of(shape))
 
+    def _upload(
+        self,
+        path: str,
+        shape: type[Answer],
+        file: str | Path,
+        params: Mapping[str, Any],
+        kind: str = "application/octet-stream",
+    ) -> Answer:
+        """What the service says of a file that is sent to it. It is streamed, takes as long as it takes, and is sent once."""
+        with Path(file).open("rb") as content:
+            return self._transport.ask(
+                "POST",
+                path,
+                shape,
+                params=params,
+                content=content,
+                headers={"content-type": kind},
+                timeout=None,
+                again=False,
+            )
+
     def _save(self, method: str, path: str, to: str | Path, **request: Any) -> Path:
         """An answer of any size, into a file."""
         return self._transport.save(method, path, Path(to), **request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from schema.wire.base import Page
@@ -82,6 +83,14 @@ class Evaluations(Asking):
         """One model's score on each sample of a dataset. Needs the scope `write`."""
         asked = {"dataset": dataset, "evaluated": evaluated, "metric": metric, "rows": list(rows), **more}
         return self._post("/evaluations", EvaluationReport, asked)
+
+    def import_evaluation(
+        self, path: str | Path, dataset: str, metric: str, *, evaluated: str | None = None, match: str = "auto"
+    ) -> EvaluationReport:
+        """A file of one model's scores, however large: lm-eval samples, an Inspect log, CSV or JSONL, plain or gzip. Needs the scope
+        `write`. An Inspect log names the model itself."""
+        asked = {"dataset": dataset, "metric": metric, "evaluated": evaluated, "match": match, "name": Path(path).name}
+        return self._upload("/evaluations/import", EvaluationReport, path, asked)
 
     def remove_evaluation(self, evaluation: int) -> None:
         """Removes the scores of one model on one dataset. Needs the scope `write`."""

@@ -72,8 +72,4 @@ class Labels(Asking):
         """Takes a pack in, however large; sent again after an interruption, it goes on."""
         kind = PARQUET if str(pack).endswith(".parquet") else NDJSON
         asked = {"sae": sae, "policy": policy, "dry_run": dry_run}
-        with Path(pack).open("rb") as file:
-            return self._transport.ask(
-                "POST", "/labels/import", ImportReport, params=asked, content=file, headers={"content-type": kind},
-                timeout=None, again=False,
-            )  # fmt: skip
+        return self._upload("/labels/import", ImportReport, pack, asked, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,10 @@ from schema.words import Pool, Sort
 from scopebase.client.asking import Asking
 
 Target = Mapping[str, Any]
+Part = str | Mapping[str, Any]
+"""A dataset's name, or a slice such as `{"dataset": "mmlu", "where": {"subject": "anatomy"}}`."""
+Where = Mapping[str, Any]
+"""A condition on the samples' fields, such as `{"subject": "anatomy"}`."""
 
 
 class Questions(Asking):
@@ -44,10 +49,17 @@ class Questions(Asking):
         return self._get("/diff", DiffAnswer, {**asked, **page})
 
     def redundancy(
-        self, *datasets: str, sae: str | None = None, pool: Pool = "any", as_of: int | None = None
+        self,
+        *datasets: str,
+        sae: str | None = None,
+        pool: Pool = "any",
+        where: Where | None = None,
+        where_not: Where | None = None,
+        as_of: int | None = None,
     ) -> RedundancyAnswer:
-        """Feature redundancy of each dataset, beside the baselines it must beat."""
+        """Feature redundancy of each dataset, or of the same slice of each, beside the baselines it must beat."""
         asked = {"dataset": datasets, "sae": sae, "pool": pool, "as_of": as_of}
+        asked |= {"where": _json(where), "where_not": _json(where_not)}
         return self._get("/redundancy", RedundancyAnswer, asked)
 
     def query(
@@ -59,12 +71,21 @@ class Questions(Asking):
         cursor: str | None = None,
         **more: Any,
     ) -> FeatureQueryAnswer:
-        """Features by any and/or/not of conditions, such as `{"dataset": "gsm8k", "min_rate": 0.05}`: one page."""
+        """Features by any and/or/not of conditions, such as `{"dataset": "gsm8k", "min_rate": 0.05}`: one page.
+
+        `include=["samples"]` adds what proves each feature.
+        """
         asked = {"where": where, "sae": sae, "limit": limit, "cursor": cursor, **more}
         return self._post("/features/query", FeatureQueryAnswer, asked)
 
     def coverage_gap(
-        self, datasets: Sequence[str], target: Target, *, sae: str | None = None, cursor: str | None = None, **more: Any
+        self,
+        datasets: Sequence[Part],
+        target: Target,
+        *,
+        sae: str | None = None,
+        cursor: str | None = None,
+        **more: Any,
     ) -> CoverageGapAnswer:
         """What datasets lack of a target, such as `{"dataset": "safety"}` or `{"rule": "toxic_en"}`: one page."""
         asked = {"datasets": list(datasets), "target": target, "sae": sae, "cursor": cursor, **more}
@@ -73,7 +94,7 @@ class Questions(Asking):
     def save_coverage_gap(
         self,
         to: str | Path,
-        datasets: Sequence[str],
+        datasets: Sequence[Part],
         target: Target,
         *,
         format: Literal["ndjson", "parquet"] = "parquet",
@@ -84,12 +105,25 @@ class Questions(Asking):
         return self._save("POST", "/coverage-gaps", to, params={"format": format}, json=asked)
 
     def subset(
-        self, dataset: str, *, sae: str | None = None, coverage: float | None = None, n: int | None = None, **more: Any
+        self,
+        dataset: str,
+        *,
+        sae: str | None = None,
+        coverage: float | None = None,
+        n: int | None = None,
+        where: Where | None = None,
+        where_not: Where | None = None,
+        **more: Any,
     ) -> SubsetAnswer:
-        """The smallest subset found that keeps a share of the footprint, or the best of n samples."""
+        """The smallest subset found that keeps a share of the footprint of a dataset or slice, or the best of n samples."""
         asked = {"dataset": dataset, "sae": sae, "coverage": coverage, "n": n, **more}
+        asked |= {"where": _json(where), "where_not": _json(where_not)}
         return self._get("/subset", SubsetAnswer, asked)
 
-    def suite(self, *datasets: str, sae: str | None = None, **more: Any) -> SuiteAnswer:
-        """Which datasets of a suite the others cover, and in what order to drop them."""
+    def suite(self, *datasets: Part, sae: str | None = None, **more: Any) -> SuiteAnswer:
+        """Which datasets or slices of a suite the others cover, and in what order to drop them."""
         return self._post("/suite", SuiteAnswer, {"datasets": list(datasets), "sae": sae, **more})
+
+
+def _json(where: Where | None) -> str | None:
+    return None if where is None else json.dumps(where)

@@ -161,9 +161,14 @@ def test_a_second_call_says_so_and_writes_nothing(
 
 def test_more_layers_later_index_only_those(settings: Settings, index_args: dict[str, Any], data_dir: Path) -> None:
     index(config(index_args, data_dir, layers="1"), settings)
-    report = index(config(index_args, data_dir), settings)[0]
-    assert [name.split("/")[1] for name in report.saes] == ["0-tiny", "2-tiny", "3-tiny"]
+    reports = index(config(index_args, data_dir), settings)
+    layers = [(each.run, each.already, [name.split("/")[1] for name in each.saes]) for each in reports]
+    assert layers == [(1, True, ["1-tiny"]), (2, False, ["0-tiny", "2-tiny", "3-tiny"])]
     assert len(pairs_of(settings)) == 4
+    again = index(config(index_args, data_dir), settings)
+    assert [(each.run, each.already, each.saes) for each in again] == [(r.run, True, r.saes) for r in reports]
+    some = index(config(index_args, data_dir, layers="2"), settings)
+    assert [each.run for each in some] == [2], "only the runs with an SAE that was asked for"
 
 
 def test_layers_together_or_apart_give_the_same_rows(

@@ -57,8 +57,10 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _option(name: str, value: object) -> list[object]:
-    """`--name value`; True is a flag."""
+    """`--name value`, once for each of a list; True is a flag."""
     flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, list):
+        return [part for each in value for part in (flag, each)]
     return [flag] if value is True else [flag, value]
 
 
@@ -67,7 +69,7 @@ def index(call: Call, index_args: dict[str, Any], data_dir: Path, tmp_path: Path
     """`scopebase index` with the small model; keyword arguments replace options."""
 
     def run(home: Path | None = None, **changes: object) -> Said:
-        options = {
+        options: dict[str, object] = {
             "model": index_args["model"],
             "sae": index_args["sae"],
             "set": "tiny",
@@ -89,13 +91,29 @@ def test_index_then_ask(call: Call, index: Call, data_dir: Path, tmp_path: Path)
     assert "Next: scopebase redundancy songs --sae tiny-qwen3/2-tiny" in first.out
     assert "tokens/s" in first.err
     again = index(layers="1,2")
-    assert "was complete, nothing written" in again.out
+    assert "was complete" in again.out
+    assert "All was complete, nothing was written." in again.out
+    more = index(layers="1-3")
+    assert more.out.count("complete") == 2
+    assert [line.split()[3] for line in more.out.splitlines() if line.startswith("songs")] == ["2", "1"], "SAEs"
+    assert index(layers="1-3").out.count(" was complete") == 3, "both runs, and all together"
     other = index(layers="2", dataset=f"tales={data_dir / 'tales.jsonl'}", json=True)
     assert [run["dataset"] for run in other.json["data"]] == ["tales@1"]
     answer = call("--home", home, "overlap", "songs", "tales", "--sae", "tiny-qwen3/2-tiny", "--json")
     assert answer.json["datasets"][1]["name"] == "tales"
     listed = call("saes", "--home", home, "--json")
-    assert [sae["id"] for sae in listed.json["data"]] == ["tiny-qwen3/1-tiny", "tiny-qwen3/2-tiny"]
+    assert [sae["id"] for sae in listed.json["data"]] == [f"tiny-qwen3/{layer}-tiny" for layer in (1, 2, 3)]
+    both = index(layers="2", dataset=[f"{name}={data_dir / f'{name}.jsonl'}" for name in ("tales", "songs")])
+    assert "Next: scopebase overlap tales songs --sae tiny-qwen3/2-tiny" in both.out, "an SAE that both have"
+
+
+def test_logits_that_are_added_later_are_told(index: Call) -> None:
+    assert "Logit effects" not in index(layers="1,2", logits="no").out
+    later = index(layers="1,2")
+    assert "was complete" in later.out
+    assert "Logit effects of 2 SAEs were added." in later.out
+    assert "nothing was written" not in later.out
+    assert "All was complete, nothing was written." in index(layers="1,2").out
 
 
 def test_tables_for_people(call: Call, indexed: Settings) -> None:

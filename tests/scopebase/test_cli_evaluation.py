@@ -72,6 +72,31 @@ def test_a_subset_and_its_rows(call: Call, tmp_path: Path) -> None:
     assert "No 2 samples keep more than" in text
 
 
+def test_a_subset_of_a_slice(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "where.json").write_text('{"level": 1}')
+    answers = []
+    for asked in (
+        ["problems[level=1]"],
+        ["problems", "--where", '{"level": 1}'],
+        ["problems", "--where", f"@{tmp_path}/where.json"],
+    ):
+        status, text, err = call("subset", *asked, "--sae", SAE, "--json")
+        assert status == 0, err
+        answers.append(json.loads(text))
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0]["dataset"]["n_samples"] == 20
+    status, text, _ = call("redundancy", "problems", "problems[level=1]", "--sae", SAE)
+    assert (status, "problems[level=1]" in text) == (0, True)
+    for asked, words in (
+        (["problems[level=1]", "--where", "{}"], "give the slice in brackets or with --where, one of them"),
+        (["problems", "--where", "level=1"], "--where: "),
+        (["problems", "--where", "@nowhere.json"], "nowhere.json: No such file"),
+    ):
+        status, _, err = call("subset", *asked, "--sae", SAE)
+        assert (status, err.count("\n")) == (2, 1)
+        assert words in err
+
+
 def test_a_file_that_cannot_be_written(call: Call, tmp_path: Path) -> None:
     status, _, err = call("subset", "tales", "--sae", SAE, "--out", str(tmp_path / "none" / "x.jsonl"))
     assert (status, err.count("\n")) == (1, 1)
@@ -79,6 +104,8 @@ def test_a_file_that_cannot_be_written(call: Call, tmp_path: Path) -> None:
 
 
 def test_a_suite(call: Call) -> None:
+    status, text, _ = call("suite", "songs", "problems[level=1]", "problems[not level=1]", "--sae", SAE)
+    assert (status, "problems[level=1]" in text) == (0, True)
     status, text, _ = call("suite", *ROWS, "--sae", SAE, "--pool", "last")
     assert status == 0
     assert "Drop in this order" in text

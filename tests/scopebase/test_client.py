@@ -306,11 +306,11 @@ def test_every_route_has_a_method(service: tuple[str, str]) -> None:
         for method in item
         if path.startswith("/v1/")
     }
-    verbs = {"_get": "GET", "_all": "GET", "_post": "POST", "_patch": "PATCH", "_delete": "DELETE"}
+    verbs = {"_get": "GET", "_all": "GET", "_post": "POST", "_patch": "PATCH", "_delete": "DELETE", "_upload": "POST"}
     source = "".join(path.read_text() for path in (ROOT / "scopebase" / "client").glob("*.py"))
     asked = {
         (verbs[verb], path)
-        for verb, path in re.findall(r'self\.(_get|_all|_post|_patch|_delete)\(\s*"([^"]+)"', source)
+        for verb, path in re.findall(r'self\.(_get|_all|_post|_patch|_delete|_upload)\(\s*"([^"]+)"', source)
     }
     asked |= set(re.findall(r'self\._(?:transport\.\w+|save)\(\s*"(\w+)", f?"([^"]+)"', source))
     methods = {(verb, re.sub(r"{\w+}", "{}", path)) for verb, path in asked}
@@ -337,7 +337,13 @@ def test_features_rules_and_labels(client: Client, tmp_path: Path) -> None:
 
     assert pq.read_table(file).num_rows == gap.total
     assert client.subset("songs", sae=SAE, coverage=0.9).samples
-    assert client.suite("problems", "songs", "tales", sae=SAE).provenance.sae == SAE
+    level = {"dataset": "problems", "where": {"level": 1}}
+    one = client.subset("problems", sae=SAE, where={"level": 1}).dataset
+    assert (one.name, one.n_samples) == ("problems[level=1]", 20)
+    assert client.redundancy("problems", sae=SAE, where_not={"level": 1}).data[0].n_samples == 40
+    assert client.coverage_gap([level], {"dataset": "tales"}, sae=SAE).coverage.n_samples == 20
+    assert client.suite(level, "songs", "tales", sae=SAE).provenance.sae == SAE
+    assert client.query(where, sae=SAE, sort="weight", include=["samples"], limit=1).data[0].samples
     rule = client.store_rule("tale", expression={"any": [{"feature": feature, "above": 0.0}]})
     assert [each.name for each in client.rules()] == [rule.name] == ["tale"]
     assert client.rule_drift("tale").usable
@@ -346,6 +352,11 @@ def test_features_rules_and_labels(client: Client, tmp_path: Path) -> None:
     report = client.import_scores("problems", "m1", "acc", rows)
     assert [each.id for each in client.evaluations()] == [report.evaluation.id]
     client.remove_evaluation(report.evaluation.id)
+    (tmp_path / "scores.csv").write_text("id,acc\n" + "".join(f"p{i},{i % 2}\n" for i in range(60)))
+    file = client.import_evaluation(tmp_path / "scores.csv", "problems", "acc", evaluated="m1")
+    assert file.evaluation.sha256 == report.evaluation.sha256, "the same scores"
+    assert file.evaluation.source == "scores.csv"
+    client.remove_evaluation(file.evaluation.id)
     assert client.evaluations() == []
 
 

@@ -25,6 +25,9 @@ def test_targets(tmp_path: Path) -> None:
     assert read_target("dataset:tales@2") == {"dataset": "tales@2"}
     assert read_target("labels:'to be: or not'") == {"labels": "to be: or not"}
     assert read_target("rule:toxic") == {"rule": "toxic"}
+    assert read_target("dataset:mmlu[subject='anatomy', not year=2]") == {
+        "dataset": "mmlu", "where": {"subject": "anatomy"}, "where_not": {"year": 2}
+    }  # fmt: skip
     path = tmp_path / "features.txt"
     path.write_text("# what we need\n7\nm/3-tiny/9\t0.5\n\n11, 0.25 # rare\n")
     assert read_target(f"features:{path}") == {"features": [7, "m/3-tiny/9", 11], "weights": [1.0, 0.5, 0.25]}
@@ -43,6 +46,15 @@ def test_the_command_prints_the_answer_of_the_route(call: Call, indexed: Setting
     listed = call("--home", indexed.home, "--json", "gap", "songs", "--target", f"features:{path}")
     assert {item["index"] for item in listed.json["data"]} == {item["index"] for item in said.json["data"]}
     assert listed.json["provenance"]["sae"] == SAE, "the features name it"
+
+
+def test_slices_on_both_sides(call: Call, indexed: Settings) -> None:  # noqa: F811
+    target = ["--target", "dataset:problems[not level=1]", "--sae", SAE]
+    said = call("--home", indexed.home, "--json", "gap", "problems[level=1]", "songs", *target)
+    assert said.status == 0, said.err
+    assert [(d["name"], d["n_samples"]) for d in said.json["datasets"]] == [("problems[level=1]", 20), ("songs", 45)]
+    assert said.json["target"]["name"] == "problems[not level=1]"
+    assert said.json["target"]["n_samples"] == 40
 
 
 def test_the_command_for_people(call: Call, indexed: Settings) -> None:  # noqa: F811
@@ -87,6 +99,9 @@ def test_files(call: Call, indexed: Settings, tmp_path: Path) -> None:  # noqa: 
         (["--target", "dataset:tales", "--output", "gap.csv"], "--output 'gap.csv': a .jsonl or .parquet file"),
         (["--target", "dataset:tales", "--watch", "--as-of", "1"], "--watch prints what comes"),
         ([], "Missing option '--target'"),
+        (["--target", "dataset:problems[level"], "expression: '=' should come at character 15, not 'the end'"),
+        (["--target", "dataset:problems[level=1]x"], "expression: the end should come at character 18, not 'x'"),
+        (["songs[mood=sad]", "--target", "dataset:tales"], "share "),
     ],
 )
 def test_a_wrong_call_is_one_line(call: Call, indexed: Settings, args: list[str], words: str) -> None:  # noqa: F811

@@ -163,6 +163,13 @@ def test_the_command_for_people(call: Call, indexed: Settings) -> None:  # noqa:
     assert "A − B" in said.out
     assert "alike: " in said.out
     assert max(map(len, said.out.splitlines())) <= 100
+    proofs = call(
+        "--home", indexed.home, "query", "songs", "--sae", SAE, "--samples", 1, "--limit", 2, "--sort", "weight"
+    )
+    assert proofs.out.count("fires on ") == 2
+    assert proofs.out.count("  weight ") == 2
+    assert "by weight" in proofs.out
+    assert max(map(len, proofs.out.splitlines())) <= 100
     groups = call("--home", indexed.home, "query", "songs", "--sae", SAE, "--group-by", "mood", "--dataset", "tales")
     assert "C: songs[mood=gay]" in groups.out
     slices = call(

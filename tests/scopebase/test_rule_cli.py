@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from schema.settings import Settings
-from tests.api.rule_home import RIGHT, SAES, make_rule_home
+from tests.api.rules.rule_home import RIGHT, SAES, make_rule_home
 from tests.scopebase.test_cli import Call, call  # noqa: F401
 
 

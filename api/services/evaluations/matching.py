@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from api.services.evaluations.files import Scored
+from api.services.evaluations.scored import Scored
 from schema.errors import Conflict, InputError
 from schema.layout import SAMPLE_BITS, sample_key
 from schema.store import Store

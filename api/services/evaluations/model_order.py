@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from schema import deadline
 from schema.errors import InputError
 
 Floats = npt.NDArray[np.float64]
@@ -80,6 +81,7 @@ def tau_curve(scores: Floats, draws: int, seed: int, sizes: Ints | None = None) 
     whole, by_sample = means(scores), np.ascontiguousarray(scores.T)
     taus = np.empty((draws, len(sizes)))
     for draw in range(draws):
+        deadline.check()
         taken = by_sample[rng.permutation(n)[: sizes[-1]]]
         sums = np.add.reduceat(taken, np.concatenate([[0], sizes[:-1]]), axis=0).cumsum(axis=0)
         taus[draw] = kendall_tau(np.round(sums / sizes[:, None], 12), whole)

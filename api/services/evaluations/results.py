@@ -12,8 +12,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.services.cursors import read_cursor, write_cursor
-from api.services.evaluations.files import ScoreFile
 from api.services.evaluations.matching import Matched, match
+from api.services.evaluations.scored import ScoreFile
 from api.services.library import Library
 from schema.audit import audit
 from schema.errors import InputError, NotFound, WorkFailed, not_found
@@ -28,6 +28,21 @@ from schema.wire.evaluations import EvaluationItem, EvaluationReport, Match
 SHOWN = 5
 Floats = npt.NDArray[np.float64]
 LISTER = "scopebase evaluation list"
+
+
+def evaluated_in(files: Sequence[ScoreFile]) -> str:
+    """The one model that the files name themselves.
+
+    Raises:
+        InputError: they name none, or several.
+    """
+    names = sorted({file.evaluated or "" for file in files})
+    if len(names) != 1 or not names[0]:
+        raise InputError(
+            "name the model that was evaluated with --evaluated, over HTTP evaluated=; only Inspect's logs name it, "
+            "one model a call"
+        )
+    return names[0]
 
 
 def import_scores(

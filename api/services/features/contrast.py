@@ -22,6 +22,7 @@ from api.services.library import Library
 from api.services.provenance import provenance
 from api.services.slices import select_samples
 from api.services.statistics import benjamini_hochberg, fisher_exact, rate_difference_interval
+from schema import deadline
 from schema.errors import InputError, NoModel
 from schema.live import LiveModel
 from schema.lookup import Source, Subject, find_sources, newest_snapshot
@@ -113,6 +114,7 @@ def _live(library: Library, live: LiveModel, request: ContrastRequest) -> Found:
     for place, texts in enumerate((request.positive, request.negative)):
         assert isinstance(texts, list)
         for some in _pieces(texts):
+            deadline.check()
             for read in live.read(some, list(sides), mask=mask, max_tokens=request.max_tokens):
                 for name, fired in read.fired.items():
                     sides[name][place].add(fired.feature, fired.value, int(read.counts.sum()))

@@ -13,7 +13,7 @@ from api.services.gaps.items import Gap, Tested, hold_against, items, proving_so
 from api.services.gaps.standing import Standing, stand, stand_before
 from api.services.gaps.targets import kind_of
 from api.services.library import Library
-from api.services.provenance import count_of, provenance
+from api.services.provenance import count_in, provenance
 from schema.errors import InputError
 from schema.wire.gaps import CoverageGapAnswer, CoverageGapQuestion, GapItem, GapTarget
 
@@ -68,7 +68,6 @@ def summary(library: Library, gap: Gap) -> CoverageGapAnswer:
     question, now = gap.question, gap.now
     assert now.subject is not None
     kind, name = kind_of(question)
-    counts = {source.pair: library.counts(source.pair) for source in now.datasets}
     read = {s.pair: s for s in [*now.subject.sources, *proving_sources(library, question, now)]}
     return CoverageGapAnswer(
         data=[],
@@ -77,9 +76,7 @@ def summary(library: Library, gap: Gap) -> CoverageGapAnswer:
         coverage=now.coverage(),
         since=question.since,
         coverage_before=None if gap.before is None else gap.before.coverage(),
-        datasets=[
-            count_of(s, int(counts[s.pair].footprint(question.pool, question.min_samples).sum())) for s in now.datasets
-        ],
+        datasets=[count_in(column, int((column.fires >= question.min_samples).sum())) for column in now.datasets],
         target=GapTarget(
             kind=kind,
             name=name if now.target is None else now.target.name,

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from api.services.evidence import common_tokens, proofs
+from api.services.evidence import common_tokens
 from api.services.gaps.standing import STATES, Standing
 from api.services.gaps.synthesis import synthesis_prompt
 from api.services.library import Library
 from api.services.query.comparison import false_discovery_rate
+from api.services.questions.grounds import Ground, shown_on
 from api.services.statistics import fisher_exact, rate_difference_interval, wilson
-from schema.labels import best_labels
-from schema.lookup import Source, find_all_sources, segments_of
+from schema.lab import Label
+from schema.labels import best_labels, shown_label
+from schema.lookup import Source, find_all_sources
 from schema.wire.gaps import Change, CoverageGapQuestion, GapItem
 from schema.wire.questions import SampleProof
 
@@ -64,7 +66,7 @@ def hold_against(library: Library, standing: Standing) -> Tested | None:
         low, high = rate_difference_interval(x, n_x, y, n_y)
         return Tested(x / n_x - y / n_y, low, high, false_discovery_rate(p, tested), int(tested.sum()))
 
-    return library.remembered(("gap", target.key, tuple(s.pair for s in standing.datasets)), compute)
+    return library.remembered(("gap", target.key, tuple(c.key for c in standing.datasets)), compute)
 
 
 def proving_sources(library: Library, question: CoverageGapQuestion, standing: Standing) -> list[Source]:
@@ -75,9 +77,9 @@ def proving_sources(library: Library, question: CoverageGapQuestion, standing: S
         return []
     with library.home.database.reading() as session:
         everything, _ = find_all_sources(session, standing.sae.name, standing.subject.snapshot)
-    comparable = standing.datasets[0].recipe.comparable
+    comparable = standing.datasets[0].source.recipe.comparable
     found = {s.pair: s for s in everything.sources if s.recipe.comparable == comparable}
-    return list((found | {s.pair: s for s in standing.datasets}).values())
+    return list((found | {c.source.pair: c.source for c in standing.datasets}).values())
 
 
 def items(library: Library, gap: Gap, features: Sequence[int]) -> list[GapItem]:
@@ -87,7 +89,7 @@ def items(library: Library, gap: Gap, features: Sequence[int]) -> list[GapItem]:
     now = gap.now
     shown = _proofs(library, gap.question, now, features) if gap.question.include else {}
     with library.home.database.reading() as session:
-        labels = {f: label.text for f, label in best_labels(session, now.sae.id, features).items()}
+        labels = best_labels(session, now.sae.id, features)
     if not now.n_samples:
         return [_item(gap, f, labels.get(f), shown.get(f, []), None) for f in features]
     low, high = wilson(now.count[list(features)], now.n_samples)
@@ -96,7 +98,7 @@ def items(library: Library, gap: Gap, features: Sequence[int]) -> list[GapItem]:
 
 
 def _item(
-    gap: Gap, feature: int, label: str | None, samples: list[SampleProof], interval: tuple[float, float] | None
+    gap: Gap, feature: int, label: Label | None, samples: list[SampleProof], interval: tuple[float, float] | None
 ) -> GapItem:
     question, now, before, tested, target = gap.question, gap.now, gap.before, gap.tested, gap.now.target
     tokens = common_tokens(samples)
@@ -104,7 +106,7 @@ def _item(
     return GapItem(
         feature=f"{now.sae.name}/{feature}",
         index=feature,
-        label=label,
+        **shown_label(label),
         state=STATES[now.state[feature]],
         before=None if before is None else STATES[before.state[feature]],
         change=None if before is None else _change(now, before, feature),
@@ -119,8 +121,13 @@ def _item(
         weight=float(gap.weight[feature]),
         firing_tokens=tokens,
         samples=samples if "samples" in question.include else [],
-        synthesis_prompt=synthesis_prompt(label, samples, tokens) if wants_prompt else None,
+        synthesis_prompt=synthesis_prompt(_property(label), samples, tokens) if wants_prompt else None,
     )
+
+
+def _property(label: Label | None) -> str | None:
+    """What a text must show. A description of tokens is not a property: the samples and the tokens say it better."""
+    return None if label is None or label.source == "describer" else label.text
 
 
 def _change(now: Standing, before: Standing, feature: int) -> Change:
@@ -136,16 +143,17 @@ def _proofs(
     sources = proving_sources(library, question, now)
     if not sources:
         return {}
-    own = {source.pair for source in now.datasets}
-    counts = [library.counts(source.pair) for source in sources]
-    rates = np.stack([c.samples(question.pool)[list(features)] / c.n_samples for c in counts])
-    preferred = np.array([source.pair not in own for source in sources])[:, None] & (rates > 0)
-    best = np.argmax(rates + preferred, axis=0)
+    own = {column.source.pair for column in now.datasets}
     within = None if now.target is None else now.target.ordinals
-    found: dict[int, list[SampleProof]] = {}
-    for i in np.unique(best):
-        chosen = [f for f, b, r in zip(features, best, rates[i], strict=True) if b == i and r > 0]
-        with library.home.database.reading() as session:
-            segments = segments_of(session, sources[i].pair)
-        found |= proofs(library, sources[i], segments, chosen, question.pool, question.samples, within)
-    return found
+    return shown_on(
+        library,
+        [Ground(s, _rates(library, s, question, features), s.pair not in own, within) for s in sources],
+        features,
+        question.pool,
+        question.samples,
+    )
+
+
+def _rates(library: Library, source: Source, question: CoverageGapQuestion, features: Sequence[int]) -> Floats:
+    counts = library.counts(source.pair)
+    return np.asarray(counts.samples(question.pool)[list(features)] / counts.n_samples)

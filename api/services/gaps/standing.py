@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
+from api.services.columns import Column, Columns, check_apart
 from api.services.gaps.targets import sae_of, weigh
 from api.services.library import Library
-from api.services.query.columns import Column, Columns
 from schema.errors import InputError, NotFound
-from schema.lookup import Source, Subject, find_sae, find_sources, newest_snapshot
+from schema.lookup import Subject, find_sae, find_sources, newest_snapshot
 from schema.tables import Sae
 from schema.wire.gaps import Coverage, CoverageGapQuestion, DatasetTarget, State
+from schema.wire.query import DatasetPart
 
 STATES: tuple[State, ...] = ("untargeted", "missing", "weak", "covered")
 UNTARGETED, MISSING, WEAK, COVERED = range(4)
@@ -28,7 +30,7 @@ class Standing:
     sae: Sae
     subject: Subject | None
     """The datasets and the target dataset; None where none of them was there yet."""
-    datasets: list[Source]
+    datasets: list[Column]
     target: Column | None
     """The target dataset's counts, where the target is one."""
     count: npt.NDArray[np.int64]
@@ -89,8 +91,12 @@ def stand_before(library: Library, question: CoverageGapQuestion, since: int) ->
 
 
 def _names(question: CoverageGapQuestion) -> list[str]:
-    target = [question.target.dataset] if isinstance(question.target, DatasetTarget) else []
-    return [*dict.fromkeys([*question.datasets, *target])]
+    target = [question.target] if isinstance(question.target, DatasetTarget) else []
+    return [*dict.fromkeys(_name(part) for part in [*question.datasets, *target])]
+
+
+def _name(part: str | DatasetPart) -> str:
+    return part if isinstance(part, str) else part.dataset
 
 
 def _known(session: Session, sae: Sae, name: str, as_of: int) -> bool:
@@ -101,22 +107,31 @@ def _known(session: Session, sae: Sae, name: str, as_of: int) -> bool:
     return True
 
 
+def _check_apart(datasets: Sequence[Column], target: Column | None) -> None:
+    """Raises InputError where a sample would count twice, or on both sides."""
+    if target is not None and target.key in {column.key for column in datasets}:
+        raise InputError(f"the target {target.dataset} is one of the datasets; name another or leave it out")
+    for a, b in itertools.combinations([*datasets, *([target] if target else [])], 2):
+        check_apart(a, b)
+
+
 def _stand(
     library: Library, question: CoverageGapQuestion, sae: Sae, subject: Subject | None, names: Sequence[str]
 ) -> Standing:
     sources = dict(zip(names, subject.sources, strict=True)) if subject else {}
-    datasets = list({sources[n].pair: sources[n] for n in question.datasets if n in sources}.values())
+    datasets: list[Column] = []
     target = None
-    if subject and isinstance(question.target, DatasetTarget) and question.target.dataset in sources:
-        target = Columns(library, subject, sources, question.pool).part(question.target)
-        if target.source.pair in {source.pair for source in datasets}:
-            raise InputError(
-                f"the target {question.target.dataset} is one of the datasets; name another or leave it out"
-            )
+    if subject:
+        columns = Columns(library, subject, sources, question.pool)
+        found = [columns.part(part) for part in question.datasets if _name(part) in sources]
+        datasets = list({column.key: column for column in found}.values())
+        if isinstance(question.target, DatasetTarget) and question.target.dataset in sources:
+            target = columns.part(question.target)
+        _check_apart(datasets, target)
     count = np.zeros(sae.d_sae, np.int64)
-    for source in datasets:
-        count += library.counts(source.pair).samples(question.pool)
-    n_samples = sum(source.n_samples for source in datasets)
+    for column in datasets:
+        count += column.fires
+    n_samples = sum(column.n_samples for column in datasets)
     if isinstance(question.target, DatasetTarget) and target is None:
         weight = np.full(sae.d_sae, np.nan)
     else:

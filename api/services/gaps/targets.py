@@ -10,8 +10,8 @@ import numpy.typing as npt
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.services.columns import Column
 from api.services.library import Library
-from api.services.query.columns import Column
 from api.services.query.labelled import matching
 from schema.errors import InputError, NotFound, not_found
 from schema.lab import Rule

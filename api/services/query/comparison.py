@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from api.services.columns import Column
 from api.services.library import Library
-from api.services.query.columns import Column
 from api.services.query.length import Controlled, control, stratify
 from api.services.statistics import benjamini_hochberg, fisher_exact, lift, rate_difference_interval
-from schema.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,25 +29,6 @@ class Compared:
     q: Floats
     tested: npt.NDArray[np.bool_]
     """Fires in A or B: the family of the q-values."""
-
-
-def check_apart(a: Column, b: Column) -> None:
-    """Raises InputError where a sample is in both: the tests take them to be different samples."""
-    shared = n_shared(a, b)
-    if shared:
-        raise InputError(
-            f"{a.name} and {b.name} share {shared:,} samples and cannot be compared; "
-            "take the rest of a dataset with where_not"
-        )
-
-
-def n_shared(a: Column, b: Column) -> int:
-    """Samples in both."""
-    if a.source.pair != b.source.pair:
-        return 0
-    if a.ordinals is None or b.ordinals is None:
-        return min(a.n_samples, b.n_samples)
-    return len(np.intersect1d(a.ordinals, b.ordinals, assume_unique=True))
 
 
 def compare(library: Library, a: Column, b: Column) -> Compared:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from api.services.query.columns import Column, Columns
-from api.services.query.comparison import check_apart, compare, compare_alike, false_discovery_rate
+from api.services.columns import Column, Columns, check_apart
+from api.services.query.comparison import compare, compare_alike, false_discovery_rate
 from api.services.query.labelled import features_labelled
+from schema import deadline
 from schema.errors import InputError
 from schema.lookup import Source
 from schema.wire.query import (
@@ -66,6 +67,7 @@ def meets(condition: Condition, columns: Columns) -> Mask:
     Raises:
         NotFound, InputError: a slice that cannot be made, or a comparison of samples with themselves.
     """
+    deadline.check()
     if isinstance(condition, AndCondition):
         return np.logical_and.reduce([meets(each, columns) for each in condition.all_of])
     if isinstance(condition, OrCondition):

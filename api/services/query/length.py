@@ -1,7 +1,7 @@
 """Comparing only samples of like length: long texts fire more features, so a rate difference may be one of length alone.
 
 Strata are half-octaves of the number of tokens that count: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-22, ... They do not depend on what is
-compared, so a run's counts by stratum are made in one pass and serve every comparison. Source: docs/explanation/measures.md.
+compared, so a run's counts by stratum are made in one pass and serve every comparison. Source: docs/explanation/measures/queries.md.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy.typing as npt
 from scipy.stats import chi2
 
 from api.services import firing
+from api.services.columns import Column
 from api.services.library import Library
-from api.services.query.columns import Column
 from api.services.statistics import rate_difference_interval
 from schema.layout import SAMPLE_BITS, sample_key
 from schema.lookup import Source

@@ -8,15 +8,18 @@ from dataclasses import replace
 import numpy as np
 from sqlalchemy.orm import Session
 
+from api.services.columns import Column, Columns
 from api.services.cursors import read_cursor, write_cursor
+from api.services.evidence import common_tokens
 from api.services.library import Library
 from api.services.provenance import provenance
-from api.services.query.columns import Column, Columns
 from api.services.query.conditions import check_size, leaves, meets, parts_of
 from api.services.query.length import METHOD
 from api.services.query.ranking import Ranking, check_sort, order_of, rank
+from api.services.questions.grounds import Ground, shown_on
 from api.services.slices import check_fields
-from schema.labels import best_labels
+from schema.lab import Label
+from schema.labels import best_labels, shown_label
 from schema.lookup import Source, find_all_sources, find_sources
 from schema.tables import Dataset
 from schema.wire.query import (
@@ -29,6 +32,7 @@ from schema.wire.query import (
     LengthControl,
     QueryColumn,
 )
+from schema.wire.questions import SampleProof
 
 
 def query_features(library: Library, question: FeatureQuery) -> FeatureQueryAnswer:
@@ -53,11 +57,12 @@ def query_features(library: Library, question: FeatureQuery) -> FeatureQueryAnsw
     page = kept[np.searchsorted(kept, offset) :][: question.limit]
     features = [int(feature) for feature in order[page]]
     with library.home.database.reading() as session:
-        labels = {f: label.text for f, label in best_labels(session, columns.subject.sae.id, features).items()}
+        labels = best_labels(session, columns.subject.sae.id, features)
+    shown = _proofs(columns, ranking, question, features) if question.include else {}
     never = ~np.any([column.fires > 0 for column in columns], axis=0)
     more = len(page) and page[-1] < kept[-1]
     return FeatureQueryAnswer(
-        data=[_item(columns, ranking, feature, labels.get(feature)) for feature in features],
+        data=[_item(columns, ranking, f, labels.get(f), shown.get(f, [])) for f in features],
         next_cursor=write_cursor(int(page[-1]) + 1, columns.subject.snapshot) if more else None,
         total=len(kept),
         total_never_fire=int((mask & never).sum()),
@@ -103,13 +108,25 @@ def _with_field(session: Session, sources: Sequence[Source], field: str) -> list
     return found
 
 
-def _item(columns: Columns, ranking: Ranking, feature: int, label: str | None) -> FeatureItem:
+def _proofs(
+    columns: Columns, ranking: Ranking, question: FeatureQuery, features: Sequence[int]
+) -> dict[int, list[SampleProof]]:
+    """Each feature's samples, of A where they fire it, else of the column where it fires most often."""
+    grounds = [
+        Ground(c.source, c.rates[list(features)], preferred=c.key == ranking.a.key, within=c.ordinals) for c in columns
+    ]
+    return shown_on(columns.library, grounds, features, question.pool, question.samples)
+
+
+def _item(
+    columns: Columns, ranking: Ranking, feature: int, label: Label | None, samples: list[SampleProof]
+) -> FeatureItem:
     plain = ranking.plain
     density = float(ranking.density[feature])
     return FeatureItem(
         feature=f"{columns.subject.sae.name}/{feature}",
         index=feature,
-        label=label,
+        **shown_label(label),
         counts={column.name: int(column.fires[feature]) for column in columns},
         rates={column.name: int(column.fires[feature]) / column.n_samples for column in columns},
         density=None if np.isnan(density) else density,
@@ -120,7 +137,10 @@ def _item(columns: Columns, ranking: Ranking, feature: int, label: str | None) -
         interval=None if plain is None else (float(plain.low[feature]), float(plain.high[feature])),
         p_value=None if plain is None else float(plain.p[feature]),
         q_value=None if plain is None else float(plain.q[feature]),
+        weight=float(ranking.weight[feature]),
         controlled=_controlled(ranking, feature),
+        firing_tokens=common_tokens(samples),
+        samples=samples,
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from api.services.query.columns import Column, Columns
-from api.services.query.comparison import Compared, check_apart, compare, compare_alike, false_discovery_rate, n_shared
+from api.services.columns import Column, Columns, check_apart, n_shared
+from api.services.query.comparison import Compared, compare, compare_alike, false_discovery_rate
 from api.services.query.conditions import density, largest, leaves, parts_of
 from api.services.query.length import Controlled
 from schema.errors import InputError
@@ -27,6 +27,7 @@ class Ranking:
     alike_q: npt.NDArray[np.float64] | None
     density: npt.NDArray[np.float64]
     largest: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float64]
 
 
 def pair_of(columns: Columns, question: FeatureQuery) -> tuple[Column, Column] | None:
@@ -49,13 +50,24 @@ def rank(columns: Columns, question: FeatureQuery) -> Ranking:
     sources = columns.subject.sources
     shared = (density(columns, sources), largest(columns, sources))
     if pair is None:
-        return Ranking(next(iter(columns)), None, None, None, None, *shared)
+        first = next(iter(columns))
+        return Ranking(first, None, None, None, None, *shared, weigh(columns, first))
     plain = compare(columns.library, *pair)
     alike = None
     if question.length_control or question.sort == "controlled_difference":
         alike = compare_alike(columns.library, *pair)
     q = false_discovery_rate(alike.p, plain.tested) if alike else None
-    return Ranking(*pair, plain, alike, q, *shared)
+    return Ranking(*pair, plain, alike, q, *shared, weigh(columns, pair[0]))
+
+
+def weigh(columns: Columns, a: Column) -> npt.NDArray[np.float64]:
+    """(d_sae,) how much each feature says of a column: its rate there times ln((1 + N) / (1 + n)), where n of all N samples of the
+    question's datasets fire it. It is tf-idf: what is frequent here and rare among all (docs/explanation/measures/queries.md).
+    """
+    sources = columns.subject.sources
+    fires = np.sum([columns.library.counts(source.pair).samples(columns.pool) for source in sources], axis=0)
+    n_samples = sum(source.n_samples for source in sources)
+    return np.asarray(a.rates * np.log((1 + n_samples) / (1 + fires)))
 
 
 def check_sort(question: FeatureQuery, ranking: Ranking) -> QuerySort:
@@ -73,6 +85,7 @@ def order_of(ranking: Ranking, sort: QuerySort, reverse: bool) -> npt.NDArray[np
     rate = ranking.a.rates
     keys: dict[str, npt.NDArray[Any]] = {
         "rate": rate,
+        "weight": ranking.weight,
         "count": ranking.a.fires,
         "max_activation": ranking.largest,
         "density": np.nan_to_num(ranking.density, nan=-1.0),

@@ -24,6 +24,8 @@ from schema.records import Pool, Sort
 from schema.wire.questions import DiffAnswer, DiffItem, SampleProof
 
 MOST_SAMPLES = 10
+Said = tuple[str, str]
+"""A label's text and source."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def written_diff(
         if a.pair == b.pair:
             raise Conflict(f"{covered_by} and {not_covered_by} are the same dataset; name two")
         page = Page(library, subject, pool, min_samples, sort, offset, limit, samples)
-        labels = {feature: label.text for feature, label in best_labels(session, subject.sae.id, page.features).items()}
+        best = best_labels(session, subject.sae.id, page.features)
+    labels = {feature: (label.text, label.source) for feature, label in best.items()}
     key = ("diff page", *page.key, tuple(sorted(labels.items())))  # labels change, and nothing else does
     return library.remembered(key, lambda: Written.of(page.answer(labels)))
 
@@ -129,7 +132,7 @@ class Page:
 
         return self.library.remembered(("diff shown", *self.key), shown).tolist()
 
-    def answer(self, labels: Mapping[int, str]) -> DiffAnswer:
+    def answer(self, labels: Mapping[int, Said]) -> DiffAnswer:
         a, b = self.subject.sources
         found, names = self._whole(), self.subject.names
         end = min(self.offset + self.limit, len(found.features))
@@ -186,17 +189,19 @@ def _item(
     names: list[str],
     found: Difference,
     i: int,
-    labels: Mapping[int, str],
+    labels: Mapping[int, Said],
     shown: Mapping[int, list[SampleProof]],
 ) -> DiffItem:
     a, b = subject.sources
     feature = int(found.features[i])
     rates = [int(found.counts[i, 0]) / a.n_samples, int(found.counts[i, 1]) / b.n_samples]
     samples = shown.get(feature, [])
+    label, source = labels.get(feature, (None, None))
     return DiffItem(
         feature=f"{subject.sae.name}/{feature}",
         index=feature,
-        label=labels.get(feature),
+        label=label,
+        label_source=source,  # type: ignore[arg-type]
         counts={name: int(count) for name, count in zip(names, found.counts[i], strict=True)},
         rates=dict(zip(names, rates, strict=True)),
         rate_difference=rates[0] - rates[1],

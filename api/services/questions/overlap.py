@@ -12,6 +12,7 @@ from api.services.library import Library
 from api.services.provenance import count_of, provenance
 from api.services.statistics import inclusion
 from api.services.written import Written
+from schema import deadline
 from schema.errors import InputError
 from schema.lookup import Source, Subject, find_sources
 from schema.records import Pool
@@ -96,6 +97,7 @@ def _inclusion(library: Library, source: Source, pool: Pool, min_samples: int, n
     """(d_sae,) P(n random samples of a dataset cover a feature)."""
 
     def compute() -> npt.NDArray[np.float64]:
+        deadline.check()
         counts = library.counts(source.pair)
         return inclusion(counts.samples(pool), counts.n_samples, n, min_samples)
 

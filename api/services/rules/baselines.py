@@ -17,6 +17,7 @@ from api.services.rules.counting import largest
 from api.services.rules.expressions import Bools
 from api.services.rules.metrics import measure
 from api.services.rules.split import Split
+from schema import deadline
 from schema.errors import InputError
 from schema.lookup import Source
 from schema.packing import value_of_code
@@ -62,6 +63,7 @@ def baselines_over(
     learn, test, positive = split.discovery[here], split.held_out[here], split.positive[here]
     results = []
     for name in names:
+        deadline.check()
         metrics = measure(_predicted(name, X[learn], positive[learn], X[test]), positive[test], seed)
         results.append(BaselineResult(name=name, over=over, n_features=X.shape[1], metrics=metrics))  # type: ignore[arg-type]
     return results

@@ -15,6 +15,7 @@ from api.services.rules.ground import Ground
 from api.services.rules.holding import matrix
 from api.services.rules.metrics import f1_of
 from api.services.rules.split import DISCOVERY_NEGATIVE, DISCOVERY_POSITIVE, Split, ranks
+from schema import deadline
 from schema.wire.discovery import DiscoverBody, EfficiencyPoint
 
 Ints = npt.NDArray[np.int64]
@@ -68,6 +69,7 @@ def draw(library: Library, ground: Ground, split: Split, shares: Sequence[float]
     classes = [np.flatnonzero(split.state == state) for state in (DISCOVERY_NEGATIVE, DISCOVERY_POSITIVE)]
     sizes = np.array([[max(1, round(share * len(own))) for own in classes] for share in shares])
     for number in range(n_draws):
+        deadline.check()
         rank = ranks(library, ground.datasets[0], f"{split.seed}/{number}")
         for column, own in enumerate(classes):
             level = np.searchsorted(sizes[:, column], np.arange(len(own)), side="right")
@@ -101,6 +103,7 @@ def _scores(
     scores = np.zeros((len(parts), len(draws.levels), 2))
     for i, row in enumerate(parts):
         for number, part in enumerate(row):
+            deadline.check()
             level = draws.levels[number]
             used = (level >= 0) & (level <= i)
             own = {name: fires[name][np.searchsorted(every[name], part.features[name])] for name in names}

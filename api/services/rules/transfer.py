@@ -15,6 +15,7 @@ from api.services.rules.metrics import N_BOOTSTRAP, always, f1_of, mean, measure
 from api.services.rules.ranking import Chosen, Ranked, by_top1, first_best, layer_rules, rank_layers
 from api.services.rules.split import Split, split
 from api.services.slices import group_samples
+from schema import deadline
 from schema.errors import InputError
 from schema.wire.discovery import (
     Candidate,
@@ -91,6 +92,7 @@ def _groups(library: Library, ground: Ground, body: TransferBody) -> list[Group]
         raise InputError(f"a transfer matrix compares 2 to {MOST_GROUPS} datasets or groups, not {len(wanted)}")
     groups = []
     for name, place, ordinals in wanted:
+        deadline.check()
         parts = split(library, ground.datasets[place], body, ordinals)
         most = max(TOP_N, *body.k)
         groups.append(Group(name, place, parts, rank_layers(library, ground, place, parts, body.pool, most)))

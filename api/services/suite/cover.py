@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from schema import deadline
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -68,6 +70,7 @@ def greedy(fired: Fired, weights: Floats, target: float, budget: int | None = No
     covered = 0.0
     queue = _queue(fired, left)
     while queue and covered < target - _slack(target) and (budget is None or len(rows) < budget):
+        deadline.check()
         row, gain, queue = _best(fired, left, queue)
         if gain <= 0:
             break
@@ -128,6 +131,7 @@ def pruned(fired: Fired, weights: Floats, cover: Cover, target: float) -> Cover:
 
     needless: set[int] = set()
     for row in sorted(reversed(cover.rows), key=loss):
+        deadline.check()
         if (lost := loss(row)) <= spare and len(needless) < len(cover.rows) - 1:
             spare -= lost
             times[fired.features(row)] -= 1
@@ -168,9 +172,12 @@ def most(fired: Fired, weights: Floats, cover: Cover, n: int) -> float:
 
 def _states(fired: Fired, weights: Floats, cover: Cover) -> list[tuple[float, Floats]]:
     """At some steps of the order: the weight covered so far, and what each sample would add, falling."""
-    steps = np.unique(np.linspace(0, len(cover.rows), STATES).astype(int))
-    covered = cover.covered
-    return [(float(covered[s]), np.sort(fired.matrix @ np.where(cover.step >= s, weights, 0.0))[::-1]) for s in steps]
+    states = []
+    for step in np.unique(np.linspace(0, len(cover.rows), STATES).astype(int)):
+        deadline.check()
+        gains = np.sort(fired.matrix @ np.where(cover.step >= step, weights, 0.0))[::-1]
+        states.append((float(cover.covered[step]), gains))
+    return states
 
 
 def _prices(fired: Fired, weights: Floats, cover: Cover) -> tuple[Floats, Floats]:

@@ -12,15 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from api.services import firing
-from api.services.library import Counts, Library
-from api.services.provenance import count_of, provenance
+from api.services.columns import Column, columns_of
+from api.services.library import Library
+from api.services.provenance import count_in, provenance
 from api.services.questions.overlap import check_threshold
 from api.services.statistics import inclusion
 from api.services.suite.cover import Cover, Fired, fewest, greedy, most, pruned
 from schema.errors import InputError
 from schema.layout import sample_key
-from schema.lookup import Source, Subject, find_sources
+from schema.lookup import Source, Subject
 from schema.records import Pool
+from schema.wire.query import DatasetPart
 from schema.wire.suite import Curve, SubsetAnswer, Weights
 
 MOST_PAIRS = 60_000_000
@@ -45,7 +47,8 @@ class Selection:
     """What was asked and what was found."""
 
     subject: Subject
-    counts: Counts
+    column: Column
+    """The dataset or slice that samples were chosen from."""
     pool: Pool
     min_samples: int
     weights: Weights
@@ -56,13 +59,13 @@ class Selection:
 
     @property
     def source(self) -> Source:
-        return self.subject.sources[0]
+        return self.column.source
 
 
 def select_subset(
     library: Library,
     sae: str | None,
-    dataset: str,
+    dataset: str | DatasetPart,
     coverage: float | None = None,
     pool: Pool = "any",
     min_samples: int = 1,
@@ -73,35 +76,32 @@ def select_subset(
     """Chooses samples until they fire the share `coverage` of the footprint (0.95 unless given), or the best n.
 
     Raises:
-        NotFound, Conflict: see `schema.lookup.find_sources`.
+        NotFound, Conflict, InputError: see `api.services.columns.columns_of`.
         InputError: a number out of range, nothing to cover, or more to hold than memory is allowed for.
     """
     _check(coverage, n, weights, min_samples)
-    with library.home.database.reading() as session:
-        subject = find_sources(session, sae, [dataset], as_of)
-    source = subject.sources[0]
-    counts = library.counts(source.pair)
-    kept = counts.footprint(pool, min_samples)
+    columns, [column] = columns_of(library, sae, [dataset], pool, as_of)
+    kept = column.fires >= min_samples
     if not kept.any():
-        raise InputError(f"no feature fires in {min_samples} samples of {source.name}: there is nothing to cover")
-    if n is not None and n > source.n_samples:
-        raise InputError(f"n={n}: {source.name} has {source.n_samples:,} samples")
-    worth = _weights(library, source, counts.samples(pool), kept, weights)
+        raise InputError(f"no feature fires in {min_samples} samples of {column.dataset}: there is nothing to cover")
+    if n is not None and n > column.n_samples:
+        raise InputError(f"n={n}: {column.dataset} has {column.n_samples:,} samples")
+    worth = _weights(library, column, kept, weights)
     asked = (0.95 if coverage is None else coverage) if n is None else None
-    key = ("subset", source.pair, pool, min_samples, weights, asked, n)
-    found = library.remembered(key, lambda: _search(library, source, counts, pool, worth, asked, n))
-    return Selection(subject, counts, pool, min_samples, weights, worth, asked, found)
+    key = ("subset", column.key, min_samples, weights, asked, n)
+    found = library.remembered(key, lambda: _search(library, column, worth, asked, n))
+    return Selection(columns.subject, column, pool, min_samples, weights, worth, asked, found)
 
 
 def answer_of(library: Library, chosen: Selection) -> SubsetAnswer:
     """A selection with what random samples would do."""
-    found, counts, pool, worth = chosen.found, chosen.counts, chosen.pool, chosen.worth
+    found, worth = chosen.found, chosen.worth
     covered = np.minimum(found.cover.covered / float(worth.sum()), 1.0)
     count, share = len(found.ordinals), float(covered[-1])
     by_number = chosen.asked is None
-    chances = Chances.of(worth, counts, pool)
+    chances = Chances.of(worth, chosen.column)
     return SubsetAnswer(
-        dataset=count_of(chosen.source, int((worth > 0).sum())),
+        dataset=count_in(chosen.column, int((worth > 0).sum())),
         samples=sample_ids(library, chosen.source, found.ordinals),
         coverage=share,
         n_features=int(((found.cover.step < count) & (worth > 0)).sum()),
@@ -115,7 +115,7 @@ def answer_of(library: Library, chosen: Selection) -> SubsetAnswer:
         random_n=chances.needed(share),
         random_curve=chances.curve(count),
         min_samples=chosen.min_samples,
-        provenance=provenance(chosen.subject, pool),
+        provenance=provenance(chosen.subject, chosen.pool),
     )
 
 
@@ -131,20 +131,18 @@ def _check(coverage: float | None, n: int | None, weights: str, min_samples: int
         raise InputError(f"coverage={coverage:g}: a share above 0 and up to 1")
 
 
-def _weights(library: Library, source: Source, fires: Any, kept: npt.NDArray[np.bool_], weights: Weights) -> Floats:
-    """(d_sae,) what each feature counts; 0 outside the footprint."""
+def _weights(library: Library, column: Column, kept: npt.NDArray[np.bool_], weights: Weights) -> Floats:
+    """(d_sae,) what each feature counts; 0 outside the footprint. Sums of activations are the whole dataset's, also for a slice."""
     if weights == "uniform":
         return kept.astype(np.float64)
     if weights == "inverse_frequency":
-        return np.where(kept, 1.0 / np.maximum(fires, 1), 0.0)
-    sums = library.store.rows("profiles", [sample_key(source.pair)], ["sums"]).column("sums").combine_chunks()
+        return np.where(kept, 1.0 / np.maximum(column.fires, 1), 0.0)
+    sums = library.store.rows("profiles", [sample_key(column.source.pair)], ["sums"]).column("sums").combine_chunks()
     return np.where(kept, sums.values.to_numpy(), 0.0)
 
 
-def _search(
-    library: Library, source: Source, counts: Counts, pool: Pool, worth: Floats, asked: float | None, n: int | None
-) -> Chosen:
-    fired = read_fired(library, source, counts, pool)
+def _search(library: Library, column: Column, worth: Floats, asked: float | None, n: int | None) -> Chosen:
+    fired = read_fired(library, column)
     whole = float(worth.sum())
     if asked is None:
         assert n is not None
@@ -168,29 +166,29 @@ def _guarantee(cover: Cover, target: float) -> float:
     return 1.0 + math.log(target / (target - before)) if before < target else 1.0
 
 
-def read_fired(library: Library, source: Source, counts: Counts, pool: Pool) -> Fired:
-    """All samples of a dataset as one sparse matrix.
+def read_fired(library: Library, column: Column) -> Fired:
+    """All samples of a dataset or slice as one sparse matrix.
 
     Raises:
         InputError: it has more than MOST_PAIRS entries.
     """
     from scipy.sparse import csr_array
 
-    n_pairs = int(counts.samples(pool).sum())
+    n_pairs = int(column.fires.sum())
     if n_pairs > MOST_PAIRS:
         raise InputError(
-            f"{source.name} has {n_pairs:,} pairs of a sample and a feature under pool {pool}, and at most {MOST_PAIRS:,} are "
-            "held in memory; ask with pool last"
+            f"{column.dataset} has {n_pairs:,} pairs of a sample and a feature under pool {column.pool}, and at most "
+            f"{MOST_PAIRS:,} are held in memory; ask with pool last or for a slice"
         )
     features, ordinals, lengths = np.empty(n_pairs, np.int32), [], []
     filled = 0
-    for block in firing.scan(library.store, source.pair, pool):
+    for block in firing.scan(library.store, column.source.pair, column.pool, column.ordinals):
         features[filled : filled + len(block.features)] = block.features
         filled += len(block.features)
         ordinals.append(block.ordinals)
         lengths.append(np.diff(block.offsets))
     begins = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int32)
-    shape = (len(begins) - 1, len(counts.samples_any))
+    shape = (len(begins) - 1, len(column.fires))
     return Fired(np.concatenate(ordinals), csr_array((np.ones(filled), features, begins), shape=shape, copy=False))
 
 
@@ -205,10 +203,10 @@ class Chances:
     """The share of the weight that features of each count hold."""
 
     @classmethod
-    def of(cls, worth: Floats, counts: Counts, pool: Pool) -> Chances:
-        held = np.bincount(counts.samples(pool), weights=worth)
+    def of(cls, worth: Floats, column: Column) -> Chances:
+        held = np.bincount(column.fires, weights=worth)
         fires = np.flatnonzero(held)
-        return cls(counts.n_samples, fires, held[fires] / worth.sum())
+        return cls(column.n_samples, fires, held[fires] / worth.sum())
 
     def covered(self, n: int) -> float:
         """Expected of n random samples, in closed form."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from api.services.library import Library
 from api.services.suite import subset as service
 from api.services.suite.subset import answer_of, sample_records, select_subset
 from schema.errors import InputError, NotFound
+from schema.wire.query import DatasetPart
 from schema.wire.suite import SubsetAnswer
 from tests.indexer.reference import Reference, reference
-from tests.making import TALES
+from tests.making import PROBLEMS, TALES
 
 SAE = "tiny-qwen3/2-tiny"
 
@@ -22,6 +24,11 @@ SAE = "tiny-qwen3/2-tiny"
 @pytest.fixture(scope="module")
 def fired(model_dir: Any, release_dir: Any) -> Reference:
     return reference(model_dir, release_dir, [2], [row["text"] for row in TALES], 6, max_tokens=256)[2]
+
+
+@pytest.fixture(scope="module")
+def problems(model_dir: Any, release_dir: Any) -> Reference:
+    return reference(model_dir, release_dir, [2], [row["text"] for row in PROBLEMS], 6, max_tokens=256)[2]
 
 
 def ask(library: Library, *args: Any, **kwargs: Any) -> SubsetAnswer:
@@ -100,6 +107,33 @@ def test_the_rows_are_those_that_were_chosen(library: Library) -> None:
     rows = list(sample_records(library, chosen.source, chosen.found.ordinals))
     assert [row["id"] for row in rows] == answer_of(library, chosen).samples
     assert all(row in TALES for row in rows)
+
+
+@pytest.mark.parametrize("where", [{"level": 1}, {"answer": {"min": 90}}])
+def test_a_slice_is_a_dataset_of_its_own(library: Library, problems: Reference, where: dict[str, Any]) -> None:
+    """The samples, the footprint and the null are those of the slice; the optimum is found by trying every pair."""
+    chosen = [i for i, row in enumerate(PROBLEMS) if row["level"] == 1 or "answer" in where]
+    chosen = [i for i in chosen if "answer" not in where or PROBLEMS[i]["answer"] >= 90]
+    matrix = np.asarray(problems.last)[chosen] > 0
+    part = DatasetPart(dataset="problems", where=where)
+    answer = answer_of(library, select_subset(library, SAE, part, 0.9, "last"))
+    rows = [int(id_[1:]) for id_ in answer.samples]
+    assert set(rows) <= set(chosen)
+    assert answer.dataset.n_samples == len(chosen)
+    assert answer.dataset.where == where
+    assert answer.dataset.n_features == matrix.any(0).sum()
+    covered = (np.asarray(problems.last)[rows] > 0).any(0).sum() / matrix.any(0).sum()
+    assert answer.coverage == pytest.approx(covered)
+    assert answer.coverage >= 0.9
+    best = max(int((a | b).sum()) for a, b in itertools.combinations(matrix, 2)) / int(matrix.any(0).sum())
+    two = answer_of(library, select_subset(library, SAE, part, None, "last", n=2))
+    assert 0.75 * best <= two.coverage <= best <= (two.coverage_at_most or 0) + 1e-12
+    n, m = len(chosen), matrix.sum(0)
+    expected = [1 - comb(n - int(k), 2) / comb(n, 2) for k in m[m > 0]]
+    assert two.random_coverage == pytest.approx(float(np.mean(expected)))
+    mass = select_subset(library, SAE, part, 0.9, "last", weights="activation").worth
+    whole = select_subset(library, SAE, "problems", 0.9, "last", weights="activation").worth
+    np.testing.assert_array_equal(mass, np.where(matrix.any(0), whole, 0))
 
 
 @pytest.mark.parametrize(

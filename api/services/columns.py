@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from api.services import firing
 from api.services.library import Library
 from api.services.slices import group_samples, select_samples
 from schema.errors import InputError
-from schema.lookup import Source, Subject
+from schema.lookup import Source, Subject, find_sources
 from schema.records import Pool
 from schema.wire.query import DatasetPart
 
@@ -49,6 +49,11 @@ class Column:
     def key(self) -> tuple[object, ...]:
         """The same for the same samples of the same run."""
         return _key(self.source, self.pool, self.where, self.where_not)
+
+    @property
+    def dataset(self) -> str:
+        """What a count of it is called: the dataset's own name, or the slice."""
+        return self.source.name if self.ordinals is None else self.name
 
     @property
     def rates(self) -> npt.NDArray[np.float64]:
@@ -155,6 +160,43 @@ class Columns:
             name += _shown(where, where_not)
         taken = {column.name for column in self._found.values()}
         return name if name not in taken else f"{name}#{len(taken)}"
+
+
+def columns_of(
+    library: Library, sae: str | None, parts: Sequence[str | DatasetPart], pool: Pool, as_of: int | None = None
+) -> tuple[Columns, list[Column]]:
+    """The columns of some datasets and slices, in the order given.
+
+    Raises:
+        NotFound, Conflict: see `schema.lookup.find_sources`.
+        NotFound, InputError: see `Columns.part`.
+    """
+    names = [*dict.fromkeys(part if isinstance(part, str) else part.dataset for part in parts)]
+    with library.home.database.reading() as session:
+        subject = find_sources(session, sae, names, as_of)
+    by_name = dict(zip(names, subject.sources, strict=True))
+    once = list({source.pair: source for source in subject.sources}.values())
+    columns = Columns(library, replace(subject, sources=once), by_name, pool)
+    return columns, [columns.part(part) for part in parts]
+
+
+def check_apart(a: Column, b: Column) -> None:
+    """Raises InputError where a sample is in both: the tests take them to be different samples."""
+    shared = n_shared(a, b)
+    if shared:
+        raise InputError(
+            f"{a.name} and {b.name} share {shared:,} samples and cannot be compared; "
+            "take the rest of a dataset with where_not"
+        )
+
+
+def n_shared(a: Column, b: Column) -> int:
+    """Samples in both."""
+    if a.source.pair != b.source.pair:
+        return 0
+    if a.ordinals is None or b.ordinals is None:
+        return min(a.n_samples, b.n_samples)
+    return len(np.intersect1d(a.ordinals, b.ordinals, assume_unique=True))
 
 
 def _key(source: Source, pool: Pool, where: Mapping[str, Any], where_not: Mapping[str, Any]) -> tuple[object, ...]:

@@ -13,7 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from api.services.evaluations.files import ZSTD_METHOD, ScoreFile, parse_rows, read_file
+from api.services.evaluations import files, inspect_logs
+from api.services.evaluations.files import parse_rows, read_file
+from api.services.evaluations.inspect_logs import ZSTD_METHOD
+from api.services.evaluations.scored import ScoreFile
 from schema.errors import InputError
 
 
@@ -208,3 +211,36 @@ def test_a_scorer_that_is_not_there(tmp_path: Path) -> None:
     path.write_text(json.dumps({**HEADER, "samples": [sample]}))
     with pytest.raises(InputError, match="sample a: no score 'acc'; its scorers are match, judge"):
         read_file(path, "acc")
+
+
+def test_a_file_is_told_by_its_content(tmp_path: Path) -> None:
+    """An upload has no name that ends in anything."""
+    table = b"id,acc\r\na,1\r\nb,0\r\n"
+    for content in (table, gzip.compress(table), b"\xef\xbb\xbf" + table):
+        (tmp_path / "upload").write_bytes(content)
+        found = read_file(tmp_path / "upload", "acc", "scores.of.ann")
+        assert (found.format, found.source, scores(found)) == ("csv", "scores.of.ann", {"a": 1.0, "b": 0.0})
+    log = {**HEADER, "samples": [inspect_sample("a", "C")]}
+    (tmp_path / "upload").write_text(json.dumps(log, indent=1))
+    assert scores(read_file(tmp_path / "upload", "match")) == {"a": 1.0}
+    (tmp_path / "upload").write_text("good\nbad\n")
+    with pytest.raises(InputError, match=r"^mine is no JSON and no table with a column id; expected lm-eval samples"):
+        read_file(tmp_path / "upload", "acc", "mine")
+
+
+def test_what_is_too_large_once_unpacked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 50_000)
+    monkeypatch.setattr(inspect_logs, "MOST_BYTES", 50_000)
+    rows = json.dumps({"id": "a", "score": 1, "note": "x" * 60_000}).encode()
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(rows))
+    members = {"header.json": json.dumps(HEADER).encode(), "samples/a.json": rows}
+    zstd_zip(tmp_path / "packed.eval", members)
+    with zipfile.ZipFile(tmp_path / "log.eval", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    for name in ("rows.jsonl.gz", "packed.eval", "log.eval"):
+        with pytest.raises(InputError, match=f"{name}: larger than 50,000 bytes when unpacked; import it in parts"):
+            read_file(tmp_path / name, "acc")
+    monkeypatch.setattr(files, "MOST_ROWS", 2)
+    with pytest.raises(InputError, match="x has more than 2 rows"):
+        parse_rows([{"id": str(i), "score": 1} for i in range(3)], "acc", "x")

@@ -15,6 +15,7 @@ from api.services.questions.overlap import overlap
 from api.services.questions.redundancy import redundancies
 from schema.errors import Conflict, InputError, NotFound
 from schema.settings import Settings
+from schema.wire.query import DatasetPart
 from tests.indexer.reference import Reference, reference
 from tests.making import PROBLEMS, SONGS, TALES
 
@@ -143,6 +144,18 @@ def test_redundancy_with_its_baselines(library: Library, fired: dict[str, Refere
         assert (item.baseline_n, item.baseline_n_over_f) == (n, pytest.approx(n / len(m)))
         assert item.curve[-1] == (n, pytest.approx(1.0))
         assert item.footprints == {pool: len(footprint(fired[item.dataset], pool, 1)) for pool in ("any", "last")}
+
+
+def test_redundancy_of_a_slice(library: Library, fired: dict[str, Reference]) -> None:
+    chosen = [i for i, row in enumerate(PROBLEMS) if row["level"] == 2]
+    part = DatasetPart(dataset="problems", where={"level": 2})
+    item, whole = redundancies(library, SAE, [part, "problems"], "last").data
+    m = (np.asarray(fired["problems"].last)[chosen] > 0).sum(0)
+    m, n = m[m > 0], len(chosen)
+    assert item.redundancy == pytest.approx((n + 1) / len(m) ** 2 * (m / (m + 1)).sum())
+    assert (item.dataset, item.n_samples, item.n_features) == ("problems[level=2]", n, len(m))
+    assert item.footprints["any"] == (np.asarray(fired["problems"].any)[chosen] > 0).any(0).sum()
+    assert (whole.dataset, whole.n_samples) == ("problems", 60)
 
 
 def test_an_empty_footprint_gives_no_share(library: Library) -> None:

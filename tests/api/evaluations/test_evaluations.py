@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import select
 
 from api.services.evaluations import results as service
-from api.services.evaluations.files import Scored, ScoreFile, parse_rows
+from api.services.evaluations.files import parse_rows
 from api.services.evaluations.results import import_scores, list_evaluations, read_panel, remove_evaluation
+from api.services.evaluations.scored import Scored, ScoreFile
 from api.services.library import Library
 from schema.errors import Conflict, InputError, NotFound, WorkFailed
 from schema.home import open_home

@@ -31,7 +31,7 @@ from schema.settings import Settings
 from schema.tables import Model, Sae
 from schema.wire.discovery import DiscoverBody, TransferBody
 from schema.wire.rules import Choice, ClassifyBody, EvaluateBody, RuleBody
-from tests.api.rule_home import LEFT, RIGHT, SAES, f1, labels, make_rule_home, parts, references
+from tests.api.rules.rule_home import LEFT, RIGHT, SAES, f1, labels, make_rule_home, parts, references
 from tests.indexer.reference import Reference
 
 Dense = dict[str, dict[str, Reference]]

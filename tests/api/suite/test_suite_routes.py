@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Iterator
@@ -58,6 +59,18 @@ def test_a_subset(client: TestClient) -> None:
     assert get(client, "/subset", sae=SAE, dataset="tales")["asked"] == 0.95
 
 
+def test_slices_in_an_address(client: TestClient) -> None:
+    where, rest = json.dumps({"level": 1}), json.dumps({"level": [0, 2]})
+    one, other = (
+        get(client, "/subset", sae=SAE, dataset="problems", **given)
+        for given in ({"where": where}, {"where_not": rest})
+    )
+    assert one["dataset"]["n_samples"] == other["dataset"]["n_samples"] == 20
+    assert (one["dataset"]["name"], one["samples"]) == ("problems[level=1]", other["samples"])
+    asked = get(client, "/redundancy", sae=SAE, dataset=["problems"], where=where)
+    assert [(item["dataset"], item["n_samples"]) for item in asked["data"]] == [("problems[level=1]", 20)]
+
+
 def test_a_suite(client: TestClient) -> None:
     response = client.post("/v1/suite", json={"sae": SAE, "datasets": list(ROWS), "pool": "last"})
     assert response.status_code == 200, response.text
@@ -87,6 +100,57 @@ def test_questions_over_evaluations(client: TestClient, imported: dict[str, int]
     assert (len(answer["data"]), answer["evaluation"]) == (2, imported["model-01 tales"])
 
 
+def test_files_are_uploaded_as_they_are(client: TestClient) -> None:
+    """What was written by other tools, plain or packed, gives what its rows give."""
+    scores = {f"s{i}": i % 2 for i in range(45)}
+    table = "id,acc\n" + "".join(f"{id_},{score}\n" for id_, score in scores.items())
+    lines = "".join(
+        json.dumps({"doc_id": i, "doc": {"id": id_}, "filter": "none", "acc": score}) + "\n"
+        for i, (id_, score) in enumerate(scores.items())
+    )
+    samples = [{"id": id_, "scores": {"acc": {"value": "CI"[1 - score]}}} for id_, score in scores.items()]
+    log = json.dumps({"eval": {"model": "openai/gpt-x"}, "samples": samples})
+    rows = [{"id": id_, "score": score} for id_, score in scores.items()]
+    body = {"dataset": "songs", "evaluated": "by hand", "metric": "acc", "rows": rows}
+    made = client.post("/v1/evaluations", json=body).json()["evaluation"]
+    for model, sent in (("t", table), ("l", lines), (None, log)):
+        for content in (sent.encode(), gzip.compress(sent.encode())):
+            asked = {"dataset": "songs", "metric": "acc", "name": "mine.csv"} | ({"evaluated": model} if model else {})
+            response = client.post("/v1/evaluations/import", params=asked, content=content)
+            assert response.status_code == 200, response.text
+            report = response.json()
+            assert report["n_matched"] == 45
+            assert report["evaluation"]["evaluated"] == (model or "openai/gpt-x")
+            assert report["evaluation"]["mean"] == made["mean"]
+            assert report["evaluation"]["source"] == "mine.csv"
+        assert report["state"] == "unchanged", "the same scores, packed"
+        client.delete(f"/v1/evaluations/{report['evaluation']['id']}")
+    client.delete(f"/v1/evaluations/{made['id']}")
+
+
+@pytest.mark.parametrize(
+    ("params", "content", "status", "words"),
+    [
+        ({"metric": "acc"}, b"id,acc\ns1,1\n", 422, "name the model that was evaluated with --evaluated, over HTTP evaluated="),
+        ({"metric": "acc", "evaluated": "m"}, b"", 422, "scores.csv has no rows"),
+        ({"metric": "acc", "evaluated": "m"}, b"\x1f\x8bzip", 422, "scores.csv: Compressed file ended before"),
+        ({"metric": "acc", "evaluated": "m"}, b"PK\x03\x04", 422, "scores.csv: File is not a zip file"),
+        ({"metric": "f1", "evaluated": "m"}, b"id,acc\ns1,1\n", 422, "scores.csv, row 1: score='None' is no finite number"),
+        ({"metric": "acc", "evaluated": "m"}, b"id,acc\nx1,1\n", 409, "only 0 of 1 rows are samples of songs@1"),
+        ({"evaluated": "m"}, b"id,acc\ns1,1\n", 422, "metric: Field required"),
+    ],
+)  # fmt: skip
+def test_an_upload_that_is_no_file_of_scores(
+    client: TestClient, params: dict[str, str], content: bytes, status: int, words: str
+) -> None:
+    before = get(client, "/evaluations", limit=1000)
+    asked = {"dataset": "songs", "name": "scores.csv", **params}
+    response = client.post("/v1/evaluations/import", params=asked, content=content)
+    assert (response.status_code, response.headers["content-type"]) == (status, PROBLEM), response.text
+    assert words in response.json()["detail"]
+    assert get(client, "/evaluations", limit=1000) == before
+
+
 def test_an_evaluation_is_removed(client: TestClient) -> None:
     body = {"dataset": "songs", "evaluated": "gone", "metric": "f1", "rows": [{"id": "s1", "score": 0.5}]}
     id_ = client.post("/v1/evaluations", json=body).json()["evaluation"]["id"]
@@ -100,6 +164,16 @@ def test_an_evaluation_is_removed(client: TestClient) -> None:
     [
         ("GET", "/subset", {"dataset": "tales", "sae": SAE, "coverage": 2}, 422, "coverage"),
         ("GET", "/subset", {"dataset": "tale", "sae": SAE}, 404, "did you mean tales?"),
+        ("GET", "/subset", {"dataset": "tales", "sae": SAE, "where": "x=1"}, 422, "a JSON object of fields"),
+        ("GET", "/subset", {"dataset": "tales", "sae": SAE, "where_not": "[1]"}, 422, "where_not: "),
+        ("GET", "/subset", {"dataset": "problems", "sae": SAE, "where": '{"levl": 1}'}, 404, "did you mean level?"),
+        (
+            "GET",
+            "/redundancy",
+            {"dataset": "problems", "sae": SAE, "where": '{"level": 9}'},
+            422,
+            "no sample of problems",
+        ),
         ("POST", "/suite", {"datasets": ["tales"], "sae": SAE}, 422, "datasets"),
         ("POST", "/suite", {"datasets": ["tales", "songs"], "saes": SAE}, 422, "saes: Extra inputs"),
         (
@@ -142,4 +216,6 @@ def test_a_key_that_may_only_read_imports_nothing(client: TestClient) -> None:
     reader = TestClient(as_reader, raise_server_exceptions=False)
     body = {"dataset": "songs", "evaluated": "m", "metric": "acc", "rows": [{"id": "s1", "score": 1}]}
     assert reader.post("/v1/evaluations", json=body).status_code == 403
+    file = reader.post("/v1/evaluations/import", params={"dataset": "songs", "metric": "acc"}, content=b"id,acc\n")
+    assert file.status_code == 403
     assert reader.delete("/v1/evaluations/1").status_code == 403

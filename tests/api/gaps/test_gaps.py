@@ -154,6 +154,36 @@ def test_a_slice_as_target_is_proven_by_its_own_samples(library: Library, fired:
         assert {sample.id for sample in item.samples} <= ids
 
 
+@pytest.mark.parametrize("pool", ["any", "last"])
+def test_slices_as_datasets(library: Library, fired: dict[str, Reference], pool: Any) -> None:
+    """Some problems and the songs against other problems: set arithmetic over the samples of each."""
+    own = {"dataset": "problems", "where": {"level": [0, 2]}}
+    target = {"dataset": "problems", "where_not": {"level": [0, 2]}}
+    matrix = {n: (np.asarray(f.any if pool == "any" else f.last) > 0) for n, f in fired.items()}
+    ours = [i for i, row in enumerate(PROBLEMS) if row["level"] != 1]
+    theirs = [i for i, row in enumerate(PROBLEMS) if row["level"] == 1]
+    y, x = matrix["problems"][ours].sum(0) + matrix["songs"].sum(0), matrix["problems"][theirs].sum(0)
+    answer = ask(library, [own, "songs"], target, pool=pool, support=0.3)
+    wanted = np.flatnonzero((x > 0) & (y / 85 < 0.3))
+    assert {item.index: (item.count, item.target_count) for item in answer.data} == {
+        int(f): (y[f], x[f]) for f in wanted
+    }
+    assert answer.coverage.n_samples == 85
+    assert [d.name for d in answer.datasets] == ["problems[level=0|2]", "songs"]
+    assert [d.n_features for d in answer.datasets] == [
+        matrix["problems"][ours].any(0).sum(),
+        matrix["songs"].any(0).sum(),
+    ]
+    tested = np.flatnonzero(x + y)
+    p = [stats.fisher_exact([[x[f], 20 - x[f]], [y[f], 85 - y[f]]]).pvalue for f in tested]
+    q = dict(zip(tested.tolist(), stats.false_discovery_control(p), strict=True))
+    assert {item.index: item.q_value for item in answer.data} == pytest.approx({int(f): q[int(f)] for f in wanted})
+    with pytest.raises(InputError, match="share 20 samples and cannot be compared"):
+        ask(library, ["problems"], target)
+    with pytest.raises(InputError, match="share 40 samples and cannot be compared"):
+        ask(library, [own, "problems"], {"dataset": "songs"})
+
+
 def test_a_list_of_features_with_weights(library: Library, fired: dict[str, Reference]) -> None:
     m = {n: (f.any > 0).sum(0) for n, f in fired.items()}
     never = int(np.flatnonzero(sum(m.values()) == 0)[0])

@@ -81,6 +81,29 @@ def test_rarefied_shares_are_what_draws_show(library: Library, fired: dict[str, 
         assert item.apart == (item.nearest_rarefied < 0.9)
 
 
+def test_slices_of_one_dataset_are_a_suite(library: Library, fired: dict[str, Reference]) -> None:
+    parts = [{"dataset": "problems", "where": {"level": level}} for level in (0, 1)]
+    rest = {"dataset": "problems", "where_not": {"level": [0, 1]}}
+    request = {"sae": SAE, "pool": "last", "datasets": ["songs", *parts, rest]}
+    answer = advise(library, SuiteRequest.model_validate(request))
+    last = {name: np.asarray(found.last) > 0 for name, found in fired.items()}
+    rows = [[i for i, row in enumerate(PROBLEMS) if row["level"] == level] for level in range(3)]
+    sets = [set(np.flatnonzero(last["songs"].any(0)).tolist())]
+    sets += [set(np.flatnonzero(last["problems"][chosen].any(0)).tolist()) for chosen in rows]
+    names = ["songs", "problems[level=0]", "problems[level=1]", "problems[not level=0|1]"]
+    assert [item.dataset.name for item in answer.data] == names
+    for i, item in enumerate(answer.data):
+        others = set().union(*(found for j, found in enumerate(sets) if j != i))
+        assert item.dataset.n_features == len(sets[i])
+        assert item.covered == pytest.approx(len(sets[i] & others) / len(sets[i]))
+    assert answer.rarefied_n == min(len(chosen) for chosen in rows)
+    assert {*(drop.dataset for drop in answer.drops), answer.keep} == set(names)
+    assert answer.drops[-1].n_samples in (45, *(len(chosen) for chosen in rows))
+    for both in (["problems", parts[0]], [parts[0], {"dataset": "problems", "where": {"level": [0, 2]}}]):
+        with pytest.raises(InputError, match="share 20 samples and cannot be compared"):
+            advise(library, SuiteRequest.model_validate({**request, "datasets": both}))
+
+
 def test_wrong_questions_are_refused_in_words(library: Library) -> None:
     for datasets, error, words in (
         (["songs", "songs"], InputError, "at least two datasets of the suite"),

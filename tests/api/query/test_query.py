@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +16,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from api.app import create_app
+from api.services.gaps.gap import coverage_gap
+from api.services.labels.describing import store_descriptions
 from api.services.library import Library
 from api.services.query.query import query_features
+from api.services.questions.diff import diff
 from schema.errors import InputError, NotFound
 from schema.home import open_home
 from schema.lab import Label
 from schema.settings import Settings
 from schema.tables import Sae
+from schema.wire.gaps import CoverageGapQuestion
 from schema.wire.query import FeatureQuery, FeatureQueryAnswer
 from tests.indexer.reference import Reference, reference
 from tests.making import PROBLEMS, SONGS, TALES
@@ -191,6 +196,84 @@ def test_labelled_or_not(labelled: Library) -> None:
     assert {i.index: i.label for i in ask(labelled, {"labelled": True}).data} == LABELS
 
 
+def test_the_weight_is_tf_idf(library: Library, fired: dict[str, Reference]) -> None:
+    """A slice's rate against all samples of the datasets that the question names."""
+    where = {"and": [{"dataset": "problems", "where": {"level": 1}}, {"not": {"dataset": "songs", "min_rate": 0.9}}]}
+    answer = ask(library, where, sort="weight", pool="last")
+    here = counts(fired, "problems", "last", lambda row: row["level"] == 1) / 20
+    n = sum(counts(fired, name, "last", lambda row: True) for name in ("problems", "songs"))
+    expected = {f: here[f] * math.log((1 + 60 + 45) / (1 + n[f])) for f in found(answer)}
+    assert {item.index: item.weight for item in answer.data} == pytest.approx(expected)
+    assert [expected[item.index] for item in answer.data] == sorted(expected.values(), reverse=True)
+    alone = ask(library, {"dataset": "songs"}, sort="weight")
+    assert all(item.weight == 0 for item in alone.data if item.rates["songs"] == 1), "what fires in all says nothing"
+
+
+@pytest.mark.parametrize("pool", ["any", "last"])
+def test_samples_prove_a_feature_where_it_fires(library: Library, fired: dict[str, Reference], pool: str) -> None:
+    """Of A's slice first, else of the column with the highest rate; the strongest of it."""
+    level = {"dataset": "problems", "where": {"level": 1}}
+    where = {"or": [level, {"dataset": "songs"}, {"dataset": "tales"}]}
+    answer = ask(library, where, pool=pool, include=["samples"], samples=3)
+    matrices = {name: (found.any if pool == "any" else found.last) for name, found in fired.items()}
+    places = {name: {row["id"]: i for i, row in enumerate(rows)} for name, rows in ROWS.items()}
+    assert answer.comparison is not None
+    assert answer.comparison.a == "problems[level=1]"
+    shown_on = set()
+    for item in answer.data:
+        best = max(
+            item.rates, key=lambda name: (item.rates[name] > 0 and name.startswith("problems"), item.rates[name])
+        )
+        name = best.split("[")[0]
+        shown_on.add(name)
+        chosen = [i for i, row in enumerate(ROWS[name]) if name != "problems" or row["level"] == 1]
+        strongest = sorted(matrices[name][chosen, item.index], reverse=True)[: min(3, item.counts[best])]
+        assert [sample.activation for sample in item.samples] == pytest.approx(strongest, rel=1 / 16), "see SPARE"
+        for sample in item.samples:
+            assert sample.dataset == name
+            assert places[name][sample.id] in chosen
+            assert matrices[name][places[name][sample.id], item.index] == pytest.approx(sample.activation, rel=2e-3)
+        first = item.samples[0]
+        assert all(first.text[t.start : t.end].strip() in first.text for t in first.tokens)
+        assert set(item.firing_tokens) <= {s.text[t.start : t.end].strip() for s in item.samples for t in s.tokens}
+    assert "problems" in shown_on
+    assert len(shown_on) > 1
+    assert all(not item.samples for item in ask(library, where, pool=pool).data), "only where asked for"
+
+
+def test_a_description_is_marked_and_comes_last(indexed: Settings, tmp_path: Path) -> None:
+    """Query, difference and gap say who says so; a prompt asks for what samples show, not for what was described."""
+    copy = Settings.read(tmp_path / "home", {})
+    shutil.copytree(indexed.home, copy.home)
+    library = Library(open_home(copy))
+    bare = coverage_gap(library, _gap("synthesis_prompt"))
+    store_descriptions(library, SAE, "ann")
+    some = [item.index for item in diff(library, SAE, "tales", "songs", limit=2).data]
+    with library.home.database.writing() as session:
+        sae = session.query(Sae).filter_by(name=SAE).one().id
+        session.add(Label(sae_id=sae, feature=some[0], text="woods", author="ann", source="person"))
+    said = {0: ("woods", "person")}
+    for data in (
+        ask(library, {"and": [{"dataset": "tales"}, {"not": {"dataset": "songs"}}]}).data,
+        diff(library, SAE, "tales", "songs", limit=1000).data,
+        (gap := coverage_gap(library, _gap("synthesis_prompt"))).data,
+    ):
+        by_index = {item.index: item for item in data}
+        assert (by_index[some[0]].label, by_index[some[0]].label_source) == said[0]
+        assert by_index[some[1]].label_source == "describer"
+        assert str(by_index[some[1]].label).startswith("fires on ")
+    prompts = {item.index: item.synthesis_prompt for item in gap.data}
+    assert prompts[some[1]] == {item.index: item.synthesis_prompt for item in bare.data}[some[1]]
+    assert "It must show this property: woods" in str(prompts[some[0]])
+    assert bare.data[0].label_source is None
+    library.home.close()
+
+
+def _gap(*include: str) -> CoverageGapQuestion:
+    body = {"sae": SAE, "datasets": ["songs"], "target": {"dataset": "tales"}, "include": list(include), "limit": 1000}
+    return CoverageGapQuestion.model_validate(body)
+
+
 def test_groups_are_columns_and_conditions(library: Library, fired: dict[str, Reference]) -> None:
     moods = {mood: counts(fired, "songs", "any", lambda row, m=mood: row["mood"] == m) for mood in ("gay", "sad")}
     n = {mood: sum(row["mood"] == mood for row in SONGS) for mood in moods}
@@ -262,7 +345,8 @@ def test_what_is_compared_unless_asked(library: Library) -> None:
 
 
 @pytest.mark.parametrize(
-    "sort", ["rate_difference", "controlled_difference", "lift", "rate", "count", "q_value", "density", "index"]
+    "sort",
+    ["rate_difference", "controlled_difference", "lift", "weight", "rate", "count", "q_value", "density", "index"],
 )
 @pytest.mark.parametrize("reverse", [False, True])
 def test_pages_cover_the_answer_in_order(library: Library, sort: str, reverse: bool) -> None:

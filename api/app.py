@@ -29,6 +29,7 @@ from api.routes import (
     features,
     gaps,
     health,
+    label_makers,
     label_packs,
     labels,
     neuronpedia,
@@ -39,13 +40,28 @@ from api.routes import (
     suite,
 )
 from api.services.access.keyring import Keyring
+from api.services.labels.chat import Explainer
 from api.services.library import Library
 from schema.errors import ScopebaseError
 from schema.home import Home
 from schema.live import LiveModel
 from schema.meaning import Meaning
 
-ROUTES = (catalog, questions, query, gaps, suite, evaluations, rules, features, reading, label_packs, labels, audit)
+ROUTES = (
+    catalog,
+    questions,
+    query,
+    gaps,
+    suite,
+    evaluations,
+    rules,
+    features,
+    reading,
+    label_packs,
+    label_makers,
+    labels,
+    audit,
+)
 """`label_packs` before `labels`: /labels/export before /labels/{label}."""
 DESCRIPTION = """Which features does one dataset cover that another does not? Answers over the index of a Scopebase home.
 
@@ -58,6 +74,7 @@ def create_app(
     live: LiveModel | None = None,
     meaning: Meaning | None = None,
     access: Access = Access(),  # noqa: B008 - frozen
+    explainer: Explainer | None = None,
 ) -> FastAPI:
     """The service over a home.
 
@@ -65,6 +82,7 @@ def create_app(
         live: a loaded model for what texts fire; without one such questions are answered with 503.
         meaning: a sentence model for search by meaning.
         access: who may ask, and how much; everybody unless given.
+        explainer: a chat model that labels features; without one such questions are answered with 503.
     """
 
     @asynccontextmanager
@@ -81,6 +99,7 @@ def create_app(
     )
     app.state.library = Library(home, meaning)
     app.state.live = live
+    app.state.explainer = explainer
     app.include_router(health.router, prefix="/v1")
     for module in ROUTES:
         app.include_router(module.router, prefix="/v1", dependencies=[needs("read")])

@@ -17,12 +17,25 @@ from scopebase.cli.options import Home, Json, SaeOption, wants_json
 MOST_FEATURES = 1 << 24
 
 
-def describe(sae: SaeOption = None, author: Author = None, home: Home = None, json: Json = False) -> None:
-    """Label every feature that fires by its firing tokens, without a model. Run again after indexing more."""
+FeaturesOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--features", help="Such as 0-99,512. [default: all that fire]", show_default=False),
+]
+
+
+def describe(
+    sae: SaeOption = None,
+    features: FeaturesOption = None,
+    author: Author = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Label features by their firing tokens, without a model. Run again after indexing more."""
     from api.services.labels.describing import store_descriptions
 
-    with library(home) as books:
-        report = store_descriptions(books, sae, author_of(author))
+    wanted = parse_features(features)
+    with library(home) as books, DrawnProgress().bar("samples read") as bar:
+        report = store_descriptions(books, sae, author_of(author), wanted, bar.reach)
     if wants_json(json):
         print_json(report)
     else:
@@ -37,15 +50,13 @@ def explain(
     endpoint: Annotated[str, typer.Option("--endpoint", help="OpenAI-compatible, such as http://localhost:8000/v1.")],
     model: Annotated[str, typer.Option("--model", help="The explainer model, as the endpoint calls it.")],
     sae: SaeOption = None,
-    features: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--features", help="Such as 0-99,512. [default: all that fire]", show_default=False),
-    ] = None,
+    features: FeaturesOption = None,
     shown: Annotated[int, typer.Option("--shown", min=1, max=200, help="Samples shown to the model.")] = 12,
     score: Annotated[
         int, typer.Option("--score", min=0, max=100, help="Held-out samples for a detection score; 0 for none.")
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the silent samples of the score.")] = 0,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, max=64, help="Features asked about at once.")] = 4,
     max_requests: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--max-requests", min=1, help="Stop before more.", show_default=False),
@@ -64,14 +75,15 @@ def explain(
     json: Json = False,
 ) -> int:
     """Label features by an explainer model behind a chat endpoint. Run again, it goes on; failures are not stored."""
+    from api.services.labels.chat import Budget
     from api.services.labels.explaining import Plan, explain
-    from scopebase.chat import Budget, Endpoint
+    from scopebase.chat import Endpoint
 
     wanted = parse_features(features)
     chat = Endpoint(endpoint, model, os.environ.get(key_env), Budget(max_requests, max_tokens), timeout)
     with library(home) as books, DrawnProgress().bar("features") as bar:
-        plan = Plan(shown, score, seed, again)
-        report = explain(books, sae, wanted, chat, author_of(author), plan, bar.advance)
+        plan = Plan(shown, score, seed, again, at_once)
+        report = explain(books, sae, wanted, chat, author_of(author), plan, bar.reach)
     chat.close()
     if wants_json(json):
         print_json(report)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -18,20 +20,23 @@ if TYPE_CHECKING:
     from api.gate.access import Access
     from schema.home import Home
     from schema.live import LiveModel
+    from scopebase.chat import ChosenExplainer
 
 ACCESS = "SCOPEBASE_SERVE_ACCESS"
 """Between `serve` and its processes only: the rules, as JSON."""
 MEANING = "SCOPEBASE_SERVE_MEANING"
+EXPLAINER = "SCOPEBASE_SERVE_EXPLAINER"
 SWITCH_SECONDS = 0.0005
 """How long one thread may keep the others waiting for the interpreter. Python's own 5 ms makes a short question wait for long ones."""
 
 
-def hand_over(access: Access, settings: Settings, meaning: str | None) -> None:
+def hand_over(access: Access, settings: Settings, meaning: str | None, explainer: ChosenExplainer | None) -> None:
     """Leaves for the processes what they are to serve."""
     from api.gate.access import Access
 
     os.environ[ACCESS] = TypeAdapter(Access).dump_json(access).decode()
     os.environ[MEANING] = meaning or ""
+    os.environ[EXPLAINER] = json.dumps(asdict(explainer) if explainer else None)
     os.environ["SCOPEBASE_HOME"] = str(settings.home)
 
 
@@ -39,12 +44,25 @@ def make() -> FastAPI:
     """The application of one process of several."""
     from api.gate.access import Access
     from schema.home import open_home
+    from scopebase.chat import ChosenExplainer
 
     access = TypeAdapter(Access).validate_json(os.environ[ACCESS])
-    return prepare(open_home(Settings.read()), access, meaning=os.environ[MEANING] or None)
+    explainer = json.loads(os.environ[EXPLAINER])
+    return prepare(
+        open_home(Settings.read()),
+        access,
+        meaning=os.environ[MEANING] or None,
+        explainer=ChosenExplainer(**explainer) if explainer else None,
+    )
 
 
-def prepare(home: Home, access: Access, live: LiveModel | None = None, meaning: str | None = None) -> FastAPI:
+def prepare(
+    home: Home,
+    access: Access,
+    live: LiveModel | None = None,
+    meaning: str | None = None,
+    explainer: ChosenExplainer | None = None,
+) -> FastAPI:
     """The application, and this process made ready for it."""
     from api.app import create_app
     from scopebase.meaning import SentenceModel
@@ -52,7 +70,7 @@ def prepare(home: Home, access: Access, live: LiveModel | None = None, meaning: 
     sys.setswitchinterval(SWITCH_SECONDS)
     if access.log:
         _log_to_standard_error()
-    app = create_app(home, live, SentenceModel(meaning) if meaning else None, access)
+    app = create_app(home, live, SentenceModel(meaning) if meaning else None, access, explainer)
     gc.collect()
     gc.freeze()  # 400,000 objects of imported code, which a full collection would look through: 0.2 s in which nobody is answered
     return app

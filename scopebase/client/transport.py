@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,9 +24,10 @@ from schema.errors import (
     Unauthorized,
     WorkFailed,
 )
-from schema.wire.base import Problem
+from schema.wire.base import Problem, Progress
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Line = TypeVar("Line", bound=Progress)
 LONGEST_WAIT = 60.0
 """Seconds; a service that asks for more is believed to mean it, and its answer is raised."""
 ERRORS: dict[int, type[ScopebaseError]] = {
@@ -107,6 +108,31 @@ class Transport:
                     file.write(piece)
         return part.replace(to)
 
+    def follow(
+        self, path: str, shape: type[Line], body: Mapping[str, Any], advance: Callable[[int, int], None]
+    ) -> Line:
+        """The last line of work that says how far it is.
+
+        Args:
+            advance: told how much is done, and of how much, as often as the service says it.
+
+        Raises:
+            ScopebaseError: as `send`, or what went wrong on the way.
+        """
+        headers = {"accept": "application/x-ndjson"}
+        with self._in_words(), self.http.stream("POST", path, json=body, headers=headers) as response:
+            if not response.is_success:
+                response.read()
+                raise refusal(response)
+            for text in response.iter_lines():
+                line = shape.model_validate_json(text, extra="ignore")
+                if line.problem is not None:
+                    raise raised(line.problem.status, line.problem.detail)
+                advance(line.done, line.of)
+                if getattr(line, "report", None) is not None:
+                    return line
+        raise WorkFailed(f"the answer of {self.http.base_url} broke off; ask again, and the work goes on")
+
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         """What can go wrong on the way, as sentences."""
@@ -133,6 +159,11 @@ def refusal(response: httpx.Response) -> ScopebaseError:
             f"{response.url.copy_with(query=None)} answered {status} {response.reason_phrase} without saying why; "
             "is a Scopebase service there?"
         )
+    return raised(status, detail)
+
+
+def raised(status: int, detail: str) -> ScopebaseError:
+    """What the service raised."""
     return ERRORS.get(status, InputError if status < 500 else WorkFailed)(detail)
 
 

@@ -122,6 +122,7 @@ class NewComment(Wire):
 class CommentItem(Wire):
     id: int
     author: str
+    home: str | None = Field(description="The home it came from, by the id in its packs; null where it was made here")
     text: str
     at: datetime
 
@@ -266,6 +267,18 @@ class LabelConflict(Wire):
     done: Literal["kept", "updated", "duplicated"]
 
 
+class TalkConflict(Wire):
+    """A vote or a comment of a pack that is here and says something else. What is here stays."""
+
+    line: int
+    id: str = Field(description="The label's")
+    feature: str
+    what: Literal["vote", "comment"]
+    by: str
+    mine: str = Field(description="What it says here")
+    theirs: str = Field(description="What it says in the pack")
+
+
 class ImportReport(Wire):
     """What an import did, or with `dry_run` would do."""
 
@@ -278,5 +291,11 @@ class ImportReport(Wire):
     skipped: int = Field(description="Rows without a text")
     conflicts: list[LabelConflict] = Field(description="The first of those that differ, 1,000 at most")
     n_conflicts: int
+    votes: int = Field(description="Votes that are new here or were changed")
+    comments: int = Field(description="Comments that are new here")
+    talk_conflicts: list[TalkConflict] = Field(
+        description="The first votes and comments that differ from those here, 1,000 at most"
+    )
+    n_talk_conflicts: int
     dry_run: bool
     policy: Policy

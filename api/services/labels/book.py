@@ -18,7 +18,7 @@ from api.services.cursors import read_cursor, write_cursor
 from api.services.library import Library
 from schema.audit import audit
 from schema.errors import Conflict, InputError, NotFound
-from schema.lab import Label, LabelEvent
+from schema.lab import Label, LabelComment, LabelEvent, LabelVote
 from schema.lookup import find_feature, find_sae
 from schema.tables import Sae, now
 from schema.wire.base import Page
@@ -40,6 +40,7 @@ class Filter:
     text: str | None = None
     """Contained in the label, whatever the case."""
     updated_since: datetime | None = None
+    """Changed, voted on or commented, here or by a pack that came."""
     deleted: bool = False
     """The deleted ones instead."""
 
@@ -229,7 +230,11 @@ def filtered(session: Session, which: Filter) -> Select[Label]:
         query = query.where(or_(folded, Label.text.contains(which.text, autoescape=True)))  # SQLite folds ASCII only
     if which.updated_since is not None:
         since = which.updated_since
-        query = query.where(Label.updated_at >= (since.astimezone(UTC) if since.tzinfo else since.replace(tzinfo=UTC)))
+        since = since.astimezone(UTC) if since.tzinfo else since.replace(tzinfo=UTC)
+        said = (
+            Label.id.in_(select(table.label_id).where(table.heard_at >= since)) for table in (LabelVote, LabelComment)
+        )
+        query = query.where(or_(Label.updated_at >= since, *said))
     return query
 
 

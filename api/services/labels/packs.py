@@ -19,9 +19,9 @@ from api.services.labels import explanations
 from schema.errors import InputError
 from schema.wire.packs import PACK, PackHeader, PackLabel
 
-LONGEST_LINE = 8 << 20
+LONGEST_LINE = 32 << 20
 """Bytes."""
-JSON_COLUMNS = ("examples", "origin")
+JSON_COLUMNS = ("examples", "origin", "votes", "comments")
 """Columns of a Parquet pack that hold JSON as text."""
 HEADER = b"scopebase_labels"
 """Key of the Parquet metadata that holds the header."""

@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument(
         "--peers", default=sys.executable, help="Python with sae-lens or eai-delphi, for the comparison"
     )
+    parser.add_argument(
+        "--meaning", type=int, default=0, help="so many labels searched by meaning, in the part `labels`"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench-results"))
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)

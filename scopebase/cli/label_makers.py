@@ -11,7 +11,7 @@ from schema.errors import InputError
 from schema.wire.labels import ExplainReport
 from scopebase.cli.answers import library
 from scopebase.cli.console import ERRORS, OUT, DrawnProgress, print_json, shown, table
-from scopebase.cli.labels import Author, author_of, brief
+from scopebase.cli.labels import Author, author_of, brief, common_sae
 from scopebase.cli.options import Home, Json, SaeOption, wants_json
 
 MOST_FEATURES = 1 << 24
@@ -94,9 +94,14 @@ def explain(
 
 def show_report(report: ExplainReport) -> None:
     if report.data:
-        made = table("feature", "label", "score", right={"score"})
+        one = common_sae(report.data)
+        made = table("feature", "label", "score", title=one, right={"score"})
         for item in report.data:
-            made.add_row(item.feature, brief(item.text), "" if item.score is None else f"{item.score:.2f}")
+            made.add_row(
+                item.feature if one is None else str(item.index),
+                brief(item.text),
+                "" if item.score is None else f"{item.score:.2f}",
+            )
         OUT.print(made)
     OUT.print(
         f"{len(report.data):,} labelled, {report.skipped:,} were before, {report.never_firing:,} never fire, "
@@ -104,9 +109,9 @@ def show_report(report: ExplainReport) -> None:
         markup=False,
     )
     for each in report.failed[:10]:
-        ERRORS.print(f"{each.feature}: {shown(each.reason)}", markup=False)
+        ERRORS.print(f"{each.feature}: {shown(each.reason)}", markup=False, soft_wrap=True)
     if report.stopped:
-        ERRORS.print(f"stopped: {report.stopped}; the same command goes on", markup=False)
+        ERRORS.print(f"stopped: {report.stopped}; the same command goes on", markup=False, soft_wrap=True)
 
 
 def parse_features(text: str | None) -> list[int] | None:

@@ -54,7 +54,7 @@ def export(
     ] = None,
     home: Home = None,
 ) -> None:
-    """Write labels as a pack: JSONL, Parquet, or Neuronpedia's explanation rows."""
+    """Write labels as a pack. JSONL, Parquet, or Neuronpedia's explanation rows."""
     from api.services.labels import export
     from api.services.labels.book import Filter
 
@@ -111,7 +111,7 @@ def import_(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Take labels in from a pack: ours (JSONL, Parquet) or Neuronpedia's explanations. Run again, it goes on."""
+    """Take a pack of labels in. Ours (JSONL, Parquet) or Neuronpedia's explanations; run again, it goes on."""
     from api.services.labels.importing import import_labels
 
     with library(home) as books, DrawnProgress().bar("labels") as bar:

@@ -403,6 +403,7 @@ def test_neuronpedias_batches_are_written_and_read(tmp_path: Path, monkeypatch: 
         "batch-15.jsonl.gz": [999, 999],
     }
     assert (tmp_path / "np" / "explanations" / "batch-15.jsonl.gz").exists()
+    assert import_labels(a, tmp_path / "np", "bob", sae="m/3-tiny").unchanged == 12, "they come home under their ids"
     assert import_labels(b, tmp_path / "np", "bob", sae="m/3-tiny").created == 12
     one = tmp_path / "np" / "explanations" / "batch-2.jsonl.gz"
     assert import_labels(b, one, "bob", sae="m/3-tiny").unchanged == 4

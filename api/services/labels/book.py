@@ -164,7 +164,7 @@ def find_label(session: Session, uid: str, deleted: bool = False) -> Label:
 
 
 def complete_id(library: Library, start: str) -> str:
-    """The id of the one label, deleted or not, that begins so.
+    """The id of the one label, deleted or not, that begins so; else of the one whose id goes on so behind `described:` and the like.
 
     Raises:
         NotFound: none does.
@@ -172,9 +172,10 @@ def complete_id(library: Library, start: str) -> str:
     """
     with library.home.database.reading() as session:
         begins = Label.uid.startswith(start, autoescape=True)
-        found = list(
-            session.scalars(select(Label.uid).where((Label.uid == start) | begins).order_by(Label.uid).limit(3))
-        )
+        goes_on = Label.uid.contains(f":{start}", autoescape=True)
+        found: list[str] = []
+        for alike in ((Label.uid == start) | begins, goes_on):
+            found = found or [*session.scalars(select(Label.uid).where(alike).order_by(Label.uid).limit(3))]
         if start in found:
             return start
         if not found:

@@ -122,15 +122,15 @@ def _ask_all(
     at_work = Alongside[Question, NewLabel](lambda question: _ask(subject.sae, question, chat, plan), plan.at_once)
     try:
         for question, came in at_work.results(going_on()):
-            _keep(library, question, came, actor, report)
-            advance()
+            if _keep(library, question, came, actor, report):
+                advance()
     finally:  # who is interrupted loses nothing that is answered
         for question, came in at_work.finished():
             _keep(library, question, came, actor, report)
 
 
-def _keep(library: Library, question: Question, came: NewLabel | Exception, actor: str, report: _Report) -> None:
-    """Stores a label, or notes why there is none and whether to go on."""
+def _keep(library: Library, question: Question, came: NewLabel | Exception, actor: str, report: _Report) -> bool:
+    """Stores a label, or notes why there is none and whether to go on; whether the feature is done with."""
     if isinstance(came, NewLabel):
         report.made[question.feature] = book.create(library, came, actor)
         report.in_a_row = 0
@@ -145,6 +145,7 @@ def _keep(library: Library, question: Question, came: NewLabel | Exception, acto
         report.refused = report.refused or came
     else:
         raise came
+    return question.feature in report.made or question.feature in report.failed
 
 
 def _ask(sae: Sae, question: Question, chat: Chat, plan: Plan) -> NewLabel:

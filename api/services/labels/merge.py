@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import Table, insert, select
 from sqlalchemy.orm import Session
 
+from api.services.labels import explanations
 from api.services.labels.book import CONTENT, update
 from api.services.labels.heard import Heard, Said, hear
 from schema.lab import Label, LabelEvent
@@ -125,6 +126,8 @@ def _existing(session: Session, uids: list[str]) -> dict[str, Label]:
 def _same(mine: Label, theirs: Incoming) -> bool:
     if not _same_place(mine, theirs):
         return False
+    if theirs.stop is not None and theirs.stop.home == explanations.HOME:
+        return mine.text == theirs.label.text  # their rows cannot say the rest
     said = all(getattr(mine, name) == getattr(theirs.label, name) for name in (*CONTENT, "source"))
     return said and mine.author == (theirs.label.author or mine.author)
 

@@ -74,7 +74,7 @@ def export(
 
 
 def _write_batches(to: Path, which: Filter, cursor: str | None, home: Path | None) -> None:
-    from api.services.labels.batches import write_batches
+    from api.services.exchange.label_batches import write_batches
 
     if cursor is not None:
         raise InputError("--cursor goes on with a stream; a directory is written as a whole, so leave it out")

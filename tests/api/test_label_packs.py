@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from api.services.exchange.label_batches import write_batches
 from api.services.labels import book, importing, talk
-from api.services.labels.batches import write_batches
 from api.services.labels.book import Filter
 from api.services.labels.export import export
 from api.services.labels.importing import import_labels
@@ -389,7 +389,7 @@ def test_parquet_that_is_none_is_said(labs: list[Library], tmp_path: Path) -> No
 
 def test_neuronpedias_batches_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1,024 features a file, by their number, as they read them; here fewer, because the labs' SAEs are small."""
-    monkeypatch.setattr("api.services.labels.batches.FEATURES_A_BATCH", 64)
+    monkeypatch.setattr("api.services.exchange.label_batches.FEATURES_A_BATCH", 64)
     a, b = make_lab(tmp_path / "a"), make_lab(tmp_path / "b")
     for feature in (0, 63, 64, 130, 131, 999):
         add(a, f"about {feature}", feature), add(a, "数学", feature)

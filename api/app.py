@@ -31,6 +31,7 @@ from api.routes import (
     gaps,
     generation,
     health,
+    label_makers,
     label_packs,
     labels,
     metrics,
@@ -43,6 +44,7 @@ from api.routes import (
     vectors,
 )
 from api.services.access.keyring import Keyring
+from api.services.labels.chat import Explainer
 from api.services.library import Library
 from api.services.version import running_version
 from schema.errors import ScopebaseError, TooMany
@@ -64,6 +66,7 @@ ROUTES = (
     generation,
     vectors,
     label_packs,
+    label_makers,
     labels,
     audit,
 )
@@ -80,6 +83,7 @@ def create_app(
     meaning: Meaning | None = None,
     access: Access = Access(),  # noqa: B008 - frozen
     generator: Generator | None = None,
+    explainer: Explainer | None = None,
 ) -> FastAPI:
     """The service over a home.
 
@@ -88,6 +92,7 @@ def create_app(
         meaning: a sentence model for search by meaning.
         access: who may ask, and how much; everybody unless given.
         generator: a loaded model that generates, and reads too; it takes the place of `live`.
+        explainer: a chat model that labels features; without one such questions are answered with 503.
     """
 
     @asynccontextmanager
@@ -106,6 +111,7 @@ def create_app(
     app.state.metrics = Metrics(home)
     app.state.live = live or generator
     app.state.generator = generator
+    app.state.explainer = explainer
     app.include_router(health.router, prefix="/v1")
     app.include_router(metrics.router, dependencies=[needs("read")])
     for module in ROUTES:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Query, Request, Response
 
 from api.services.cursors import PATTERN
+from api.services.labels.chat import Explainer
 from api.services.library import Library
 from api.services.slices import read_condition
 from api.services.written import Written
@@ -113,6 +114,24 @@ async def get_generator(request: Request) -> Generator:
 
 
 Generating = Annotated[Generator, Depends(get_generator)]
+
+
+def get_explainer(request: Request) -> Explainer:
+    """The explainer model that the service was started with.
+
+    Raises:
+        NoModel: with none.
+    """
+    explainer = request.app.state.explainer
+    if explainer is None:
+        raise NoModel(
+            "no explainer model is chosen here; start the service with "
+            "'scopebase serve --explainer http://localhost:8001/v1 --explainer-model M'"
+        )
+    return cast(Explainer, explainer)
+
+
+TheExplainer = Annotated[Explainer, Depends(get_explainer)]
 
 
 async def get_actor(request: Request) -> str:

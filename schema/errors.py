@@ -72,7 +72,7 @@ class HomeError(InputError):
 
 
 class NoModel(InputError):
-    """Texts cannot be read because no model is loaded."""
+    """Texts cannot be read, or features not explained, because the service has no model for it."""
 
     http_status = 503
 

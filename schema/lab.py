@@ -66,24 +66,34 @@ class LabelEvent(Base):
 
 
 class LabelVote(Base):
-    """One person's vote on a label, +1 or -1."""
+    """One person's vote on a label, +1 or -1; 0 where it was taken back, so that an older pack does not bring it again."""
 
     __tablename__ = "label_votes"
     label_id: Mapped[int] = mapped_column(ForeignKey("labels.id"), primary_key=True)
     voter: Mapped[str] = mapped_column(String(128), primary_key=True)
+    home: Mapped[str] = mapped_column(String(64), primary_key=True, default="")
+    """The home whose people know the voter by that name; empty for this one."""
     value: Mapped[int]
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    heard_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    """When it was cast here, or came here."""
 
 
 class LabelComment(Base):
-    """What somebody says about a label."""
+    """What somebody says about a label. `uid` stays the same through every exchange between labs."""
 
     __tablename__ = "label_comments"
+    __table_args__ = (UniqueConstraint("label_id", "uid"),)
     id: Mapped[int] = mapped_column(primary_key=True)
+    uid: Mapped[str] = mapped_column(String(64), default=new_uid)
     label_id: Mapped[int] = mapped_column(ForeignKey("labels.id"), index=True)
     author: Mapped[str] = mapped_column(String(128))
+    home: Mapped[str] = mapped_column(String(64), default="")
+    """The home it was made in; empty for this one."""
     text: Mapped[str] = mapped_column(Text)
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    heard_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    """When it was made here, or came here."""
 
 
 class Rule(Base):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 from api.services.labels.asking import Messages
-from api.services.labels.explaining import Spent
+from api.services.labels.chat import Budget, Hold, Purse, Refused
 from schema.errors import InputError, WorkFailed
 
 TRIES = 6
+LONGEST_ANSWER = 400
+"""Tokens."""
 LONGEST_WAIT = 60.0
 """Seconds, whatever the endpoint asks for."""
 CHARACTERS_A_TOKEN = 4
@@ -20,15 +24,20 @@ CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What may be spent in one call; None for no end."""
+class ChosenExplainer:
+    """`api.services.labels.chat.Explainer`: the endpoint that a service is started with, and no other."""
 
-    requests: int | None = None
-    tokens: int | None = None
+    url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    timeout: float = 60.0
+
+    def chat(self, budget: Budget) -> Endpoint:
+        return Endpoint(self.url, self.model, self.key, budget, self.timeout)
 
 
 class Endpoint:
-    """`api.services.labels.explaining.Chat` over HTTP."""
+    """`api.services.labels.chat.Chat` over HTTP. Safe for several threads."""
 
     def __init__(
         self,
@@ -39,70 +48,81 @@ class Endpoint:
         timeout: float = 60.0,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
-        try:
-            import httpx
-        except ImportError:
-            raise InputError("asking an endpoint needs another package: pip install 'scopebase[explain]'") from None
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"--endpoint {url!r}: an address such as http://localhost:8000/v1")
-        self._errors = (httpx.TransportError, httpx.DecodingError)
+        check_address("--endpoint", url)
         self._url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._client = httpx.Client(timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else {})
-        self._budget = budget or Budget()
         self._wait = wait
         self._jitter = random.Random(0)
         self.model = model
-        self.requests = 0
-        self.tokens = 0
+        self.purse = Purse(budget or Budget())
 
     def close(self) -> None:
         self._client.close()
 
-    def ask(self, messages: Messages) -> str:
+    def ask(self, messages: Messages, hold: Hold) -> str:
         """See `Chat.ask`."""
         reason = ""
         for attempt in range(TRIES):
-            self._check_budget()
-            self.requests += 1
             pause = min(2.0**attempt * self._jitter.uniform(0.5, 1.0), LONGEST_WAIT)
             try:
-                body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 400}
-                response = self._client.post(self._url, json=body)
-            except self._errors as error:
-                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            else:
-                if response.status_code == 429 or response.status_code >= 500:
-                    reason = f"status {response.status_code}"
-                    pause = max(pause, _asked_wait(response.headers.get("retry-after")))
-                elif response.status_code >= 400:
-                    raise InputError(
-                        f"{self._url} refuses: status {response.status_code}, {' '.join(response.text.split())[:200]}"
-                    )
-                else:
-                    try:
-                        return self._read(response.json(), messages)
-                    except (ValueError, KeyError, IndexError, TypeError):
-                        reason = "an answer that is no chat completion"
+                return self._once(messages, hold)
+            except _TryAgain as error:
+                reason, pause = error.reason, max(pause, error.asked)
             if attempt < TRIES - 1:
                 self._wait(pause)
         raise WorkFailed(f"no answer in {TRIES} tries, the last: {reason[:200]}")
 
-    def _read(self, answer: dict[str, Any], messages: Messages) -> str:
-        text = answer["choices"][0]["message"]["content"]
-        if not isinstance(text, str):
-            raise TypeError
-        said = sum(len(message["content"]) for message in messages) + len(text)
-        used = (answer.get("usage") or {}).get("total_tokens")
-        self.tokens += used if isinstance(used, int) else said // CHARACTERS_A_TOKEN
-        return text
+    def _once(self, messages: Messages, hold: Hold) -> str:
+        """One request, paid for."""
+        asked = sum(len(message["content"]) for message in messages)
+        expected, used = asked // CHARACTERS_A_TOKEN + LONGEST_ANSWER, 0
+        self.purse.begin(hold, expected)
+        try:
+            answer = self._post(messages)
+            try:
+                text = answer["choices"][0]["message"]["content"]
+                if not isinstance(text, str):
+                    raise TypeError
+                counted = (answer.get("usage") or {}).get("total_tokens")
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+                raise _TryAgain("an answer that is no chat completion") from None
+            used = counted if isinstance(counted, int) else (asked + len(text)) // CHARACTERS_A_TOKEN
+            return text
+        finally:
+            self.purse.end(expected, used)
 
-    def _check_budget(self) -> None:
-        for name, spent, allowed in (
-            ("requests", self.requests, self._budget.requests),
-            ("tokens", self.tokens, self._budget.tokens),
-        ):
-            if allowed is not None and spent >= allowed:
-                raise Spent(f"the budget of {allowed:,} {name} is spent")
+    def _post(self, messages: Messages) -> Any:
+        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": LONGEST_ANSWER}
+        try:
+            response = self._client.post(self._url, json=body)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise _TryAgain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from None
+        if response.status_code == 429 or response.status_code >= 500:
+            raise _TryAgain(f"status {response.status_code}", _asked_wait(response.headers.get("retry-after")))
+        if response.status_code >= 400:
+            said = " ".join(response.text.split())[:200]
+            status = response.status_code
+            raise Refused(f"{self._url} refuses: status {status}, {said}", status)
+        try:
+            return response.json()
+        except ValueError:
+            raise _TryAgain("an answer that is no chat completion") from None
+
+
+def check_address(option: str, url: str) -> None:
+    """Raises InputError for what is no address of an endpoint."""
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"{option} {url!r}: an address such as http://localhost:8000/v1")
+
+
+class _TryAgain(Exception):
+    """What may pass by itself."""
+
+    def __init__(self, reason: str, asked: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.asked = asked
+        """Seconds that the endpoint wants to be left alone."""
 
 
 def _asked_wait(header: str | None) -> float:

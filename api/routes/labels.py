@@ -36,7 +36,9 @@ def which_labels(
     author: Annotated[str | None, Query(max_length=128, description="Only this person's, or model's")] = None,
     source: Annotated[LabelSource | None, Query(description="Only those that came about so")] = None,
     text: Annotated[str | None, Query(max_length=1000, description="Contained in the label, whatever the case")] = None,
-    updated_since: Annotated[datetime | None, Query(description="Changed at or after this moment, UTC")] = None,
+    updated_since: Annotated[
+        datetime | None, Query(description="Changed, voted on or commented at or after this moment, UTC")
+    ] = None,
     deleted: Annotated[bool, Query(description="The deleted ones instead")] = False,
 ) -> Filter:
     return Filter(sae, feature, author, source, text, updated_since, deleted)

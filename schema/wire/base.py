@@ -78,6 +78,14 @@ class Problem(Wire):
     )
 
 
+class Progress(Wire):
+    """A line of a stream that says how far long work has come. The last line has its report, or what went wrong."""
+
+    done: int
+    of: int
+    problem: Problem | None = None
+
+
 class Health(Wire):
     status: Literal["ok"]
     version: str

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
-from schema.wire.base import Wire
+from schema.wire.base import Progress, Wire
 
 LabelSource = Literal["person", "model", "import", "describer"]
 ShownSource = Annotated[
@@ -20,6 +20,7 @@ How = Literal["text", "meaning", "both"]
 Policy = Literal["skip", "update", "duplicate"]
 """What an import does with a label that is here with other words: keep ours, take the later version, keep both."""
 PackFormat = Literal["jsonl", "parquet", "neuronpedia"]
+MOST_FEATURES = 1 << 24
 _NO_NUL = r"^[^\x00]*$"
 """PostgreSQL keeps no NUL character."""
 LabelText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000, pattern=_NO_NUL)]
@@ -125,6 +126,7 @@ class NewComment(Wire):
 class CommentItem(Wire):
     id: int
     author: str
+    home: str | None = Field(description="The home it came from, by the id in its packs; null where it was made here")
     text: str
     at: datetime
 
@@ -167,6 +169,53 @@ class FeaturesFound(Wire):
     model: str | None = Field(default=None, description="The sentence model, where one was used")
 
 
+FeatureIndexes = Annotated[list[Annotated[int, Field(ge=0, le=MOST_FEATURES)]], Field(min_length=1, max_length=100_000)]
+
+
+class DescribeAsk(Wire):
+    """Features to be described from the tokens that fire them; no model is asked."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"sae": "qwen3-1.7b-base/12-qwenscope-res-32k-l50", "features": [7, 1234]}}
+    )
+    sae: str | None = Field(default=None, max_length=256)
+    features: FeatureIndexes | None = Field(
+        default=None, description="Their indexes; every one that fires unless given"
+    )
+
+
+class ExplainAsk(Wire):
+    """Features to be labelled by the explainer model that the service was started with; no other can be named."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "sae": "qwen3-1.7b-base/12-qwenscope-res-32k-l50",
+                "features": [7, 1234],
+                "scored": 10,
+                "max_requests": 100,
+            }
+        }
+    )
+    sae: str | None = Field(default=None, max_length=256)
+    features: FeatureIndexes | None = Field(
+        default=None, description="Their indexes; every one that fires unless given"
+    )
+    shown: int = Field(12, ge=1, le=200, description="Samples shown to the model")
+    scored: int = Field(
+        0, ge=0, le=100, description="Held-out samples for a detection score, and as many that do not fire; 0 for none"
+    )
+    seed: int = Field(0, ge=0, le=1 << 53, description="Of the silent samples of the score")
+    again: bool = Field(False, description="Also what this model explained before")
+    at_once: int = Field(4, ge=1, le=64, description="Features asked about at the same time")
+    max_requests: int | None = Field(
+        1_000, ge=1, le=1 << 40, description="Never more, retries included; null for no end"
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, le=1 << 40, description="No request begins once so many are used, as the endpoint counts them"
+    )
+
+
 class DescribeReport(Wire):
     """What the built-in describer stored."""
 
@@ -196,6 +245,18 @@ class ExplainReport(Wire):
     stopped: str | None = Field(default=None, description="Why it ended before the last feature")
 
 
+class DescribeProgress(Progress):
+    """A line of the stream; the last one has the report, or what went wrong."""
+
+    report: DescribeReport | None = None
+
+
+class ExplainProgress(Progress):
+    """A line of the stream; the last one has the report, or what went wrong."""
+
+    report: ExplainReport | None = None
+
+
 class LabelConflict(Wire):
     """A label of a pack that is here already and says something else."""
 
@@ -210,6 +271,18 @@ class LabelConflict(Wire):
     done: Literal["kept", "updated", "duplicated"]
 
 
+class TalkConflict(Wire):
+    """A vote or a comment of a pack that is here and says something else. What is here stays."""
+
+    line: int
+    id: str = Field(description="The label's")
+    feature: str
+    what: Literal["vote", "comment"]
+    by: str
+    mine: str = Field(description="What it says here")
+    theirs: str = Field(description="What it says in the pack")
+
+
 class ImportReport(Wire):
     """What an import did, or with `dry_run` would do."""
 
@@ -222,5 +295,11 @@ class ImportReport(Wire):
     skipped: int = Field(description="Rows without a text")
     conflicts: list[LabelConflict] = Field(description="The first of those that differ, 1,000 at most")
     n_conflicts: int
+    votes: int = Field(description="Votes that are new here or were changed")
+    comments: int = Field(description="Comments that are new here")
+    talk_conflicts: list[TalkConflict] = Field(
+        description="The first votes and comments that differ from those here, 1,000 at most"
+    )
+    n_talk_conflicts: int
     dry_run: bool
     policy: Policy

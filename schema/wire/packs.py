@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from schema.wire.base import Wire
-from schema.wire.labels import LabelContent, LabelSource, Person, Stop, Uid
+from schema.wire.labels import LabelContent, LabelSource, LabelText, Person, Stop, Uid
 
-PACK = 1
-"""The format's version."""
+PACK = 2
+"""The format's version. 1 had no votes and no comments; packs of both are read."""
+
+
+def _utc(moment: datetime) -> datetime:
+    """Who names no time zone means UTC."""
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError:
+        raise ValueError("no such moment") from None
+
+
+Moment = Annotated[datetime, AfterValidator(_utc)]
+HomeId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
 class PackHeader(Wire):
@@ -19,6 +32,27 @@ class PackHeader(Wire):
     scopebase_labels: int = Field(description="Version of the format")
     home: str = Field(max_length=64, description="Id of the home that wrote it")
     exported_at: datetime
+
+
+class PackVote(Wire):
+    """What somebody thinks of a label. Known by voter and home; of two the later one holds."""
+
+    voter: Person
+    home: HomeId | None = Field(
+        default=None, description="The home where the voter has that name; the pack's where it is missing"
+    )
+    value: Literal[-1, 0, 1] = Field(description="0: taken back")
+    at: Moment
+
+
+class PackComment(Wire):
+    """What somebody said about a label."""
+
+    id: Uid = Field(description="The same in every home")
+    author: Person
+    home: HomeId | None = Field(default=None, description="The home where it was said; the pack's where it is missing")
+    text: LabelText
+    at: Moment
 
 
 class PackLabel(LabelContent):
@@ -37,5 +71,7 @@ class PackLabel(LabelContent):
     source: LabelSource = "import"
     origin: list[Stop] = Field(default_factory=list, max_length=1_000)
     version: int = Field(default=1, ge=1, le=1 << 30)
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
+    created_at: Moment | None = None
+    updated_at: Moment | None = None
+    votes: list[PackVote] | None = Field(default=None, max_length=100_000)
+    comments: list[PackComment] | None = Field(default=None, max_length=100_000)

@@ -135,6 +135,13 @@ class DrawnBar:
                 markup=False,
             )
 
+    def reach(self, amount: int, total: int) -> None:
+        """Advances where only the work itself finds out how much there is."""
+        if total != (self.total or 0):
+            self.total = total
+            self.progress.update(self.task, total=total)
+        self.advance(amount)
+
     def _rate(self) -> str:
         return f"{number(self.tokens / max(time.monotonic() - self.begin, 1e-3))} tokens/s" if self.tokens else ""
 

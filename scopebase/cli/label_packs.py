@@ -7,16 +7,19 @@ import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from schema.errors import InputError
 from schema.wire.labels import ImportReport, LabelSource, PackFormat, Policy
 from scopebase.cli.answers import library
-from scopebase.cli.console import ERRORS, OUT, DrawnProgress, print_json, table
+from scopebase.cli.console import ERRORS, OUT, DrawnProgress, print_json, shown, table
 from scopebase.cli.labels import Author, author_of, brief, pack_path
 from scopebase.cli.options import Home, Json, SaeOption, wants_json
+
+if TYPE_CHECKING:
+    from api.services.labels.book import Filter
 
 SHOWN = 10
 """Conflicts shown in the terminal; --json has a thousand."""
@@ -25,7 +28,11 @@ SHOWN = 10
 def export(
     to: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--to", help="File (.jsonl, .jsonl.gz, .parquet). [default: standard output]", show_default=False),
+        typer.Option(
+            "--to",
+            help="File (.jsonl, .jsonl.gz, .parquet); for Neuronpedia's rows also a directory. [default: standard output]",
+            show_default=False,
+        ),
     ] = None,
     format: Annotated[
         Optional[PackFormat],  # noqa: UP045
@@ -47,12 +54,15 @@ def export(
     ] = None,
     home: Home = None,
 ) -> None:
-    """Write labels as a pack: JSONL, Parquet, or Neuronpedia's explanation rows."""
+    """Write labels as a pack. JSONL, Parquet, or Neuronpedia's explanation rows."""
     from api.services.labels import export
     from api.services.labels.book import Filter
 
     form = format or ("parquet" if to is not None and to.suffix == ".parquet" else "jsonl")
     which = Filter(sae, None, author, source, text, updated_since)
+    if to is not None and form == "neuronpedia" and not to.name.endswith((".jsonl", ".jsonl.gz")):
+        _write_batches(to, which, cursor, home)
+        return
     with library(home) as books:
         pieces = export.export(books, which, form, cursor)
         if to is None:
@@ -61,6 +71,16 @@ def export(
             return
         _write(to, pieces)
     ERRORS.print(f"wrote {to}", markup=False)
+
+
+def _write_batches(to: Path, which: Filter, cursor: str | None, home: Path | None) -> None:
+    from api.services.exchange.label_batches import write_batches
+
+    if cursor is not None:
+        raise InputError("--cursor goes on with a stream; a directory is written as a whole, so leave it out")
+    with library(home) as books:
+        n_labels, n_files = write_batches(books, which, to)
+    ERRORS.print(f"wrote {n_labels:,} labels as {n_files:,} files into {to / 'explanations'}", markup=False)
 
 
 def _write(to: Path, pieces: Iterable[bytes]) -> None:
@@ -91,7 +111,7 @@ def import_(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Take labels in from a pack: ours (JSONL, Parquet) or Neuronpedia's explanations. Run again, it goes on."""
+    """Take a pack of labels in. Ours (JSONL, Parquet) or Neuronpedia's explanations; run again, it goes on."""
     from api.services.labels.importing import import_labels
 
     with library(home) as books, DrawnProgress().bar("labels") as bar:
@@ -122,13 +142,25 @@ def show_report(report: ImportReport) -> None:
             (report.duplicated, f"{would}kept beside ours"),
             (report.kept, "left as they are here"),
             (report.skipped, "without a text"),
+            (report.votes, f"votes {would}taken over"),
+            (report.comments, f"comments {would}taken over"),
         )
         if count
     ]
     noun = "label" if report.read == 1 else "labels"
     OUT.print(f"{report.read:,} {noun} read: {', '.join(parts) or 'none'}", markup=False)
-    if not report.n_conflicts:
-        return
+    if report.n_conflicts:
+        _show_conflicts(report)
+    if report.n_talk_conflicts:
+        OUT.print(f"\n{report.n_talk_conflicts:,} votes or comments are here otherwise and stay so:", markup=False)
+        made = table("line", "feature", "what", "by", "here", "in the pack", right={"line"})
+        for each in report.talk_conflicts[:SHOWN]:
+            words = (shown(each.by), brief(each.mine), brief(each.theirs))
+            made.add_row(f"{each.line:,}", each.feature, each.what, *words)
+        OUT.print(made)
+
+
+def _show_conflicts(report: ImportReport) -> None:
     OUT.print(f"\n{report.n_conflicts:,} are here with other words (--policy {report.policy}):", markup=False)
     made = table("line", "feature", "here", "in the pack", "done", right={"line"})
     for conflict in report.conflicts[:SHOWN]:

@@ -9,7 +9,7 @@ import typer
 from schema.wire.labels import FeaturesFound, How
 from scopebase.cli.answers import library
 from scopebase.cli.console import ERRORS, OUT, DrawnProgress, print_json, table
-from scopebase.cli.labels import Limit, brief, by, checked
+from scopebase.cli.labels import Limit, brief, by, checked, common_sae
 from scopebase.cli.options import Home, Json, MeaningOption, SaeOption, wants_json
 
 if TYPE_CHECKING:
@@ -36,14 +36,16 @@ def search(
     if wants_json(json):
         print_json(found)
         return
-    made = table("feature", "score", "label", "by", "votes", right={"score", "votes"})
+    one = common_sae(each.label for each in found.data)
+    made = table("feature", "score", "label", "by", "votes", title=one, right={"score", "votes"})
     for each in found.data:
-        made.add_row(each.id, f"{each.score:.3f}", brief(each.label.text), by(each.label), str(each.label.votes or ""))
+        feature = each.id if one is None else str(each.index)
+        made.add_row(feature, f"{each.score:.3f}", brief(each.label.text), by(each.label), str(each.label.votes or ""))
     OUT.print(made if found.data else "No label says that.")
 
 
 def embed(meaning: MeaningOption = None, home: Home = None) -> None:
-    """Give every label its vector for search by meaning; searches do it themselves for a few."""
+    """Give every label its vector. Search by meaning needs it; it does a few by itself."""
     from api.services.labels import search
 
     with library(home) as books:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -124,10 +124,7 @@ def list_(
     if wants_json(json):
         print_json(page)
         return
-    made = table("label", "feature", "text", "by", "votes", right={"votes"})
-    for item in page.data:
-        made.add_row(item.id[:12], item.feature, brief(item.text), by(item), str(item.votes or ""))
-    OUT.print(made if page.data else "No labels.")
+    show_labels(page.data)
     _more(page)
 
 
@@ -204,7 +201,7 @@ def history(label: Uid, limit: Limit = 50, cursor: Cursor = None, home: Home = N
 
 @app.command("undo")
 def undo(label: Uid, author: Author = None, home: Home = None, json: Json = False) -> None:
-    """Take a label's last change back, its deletion too; again, the one before."""
+    """Take a label's last change back. A deletion too; again, the one before."""
     from api.services.labels import talk
 
     with library(home) as books:
@@ -225,6 +222,27 @@ def full_id(books: Library, start: str) -> str:
     from api.services.labels.book import complete_id
 
     return complete_id(books, start)
+
+
+def show_labels(items: Sequence[LabelItem]) -> None:
+    """A row a label; one SAE is named once, above."""
+    one = common_sae(items)
+    made = table("label", "feature", "text", "by", "votes", title=one, right={"votes"})
+    for item in items:
+        feature = item.feature if one is None else str(item.index)
+        made.add_row(short(item.id), feature, brief(item.text), by(item), str(item.votes or ""))
+    OUT.print(made if items else "No labels. 'scopebase label describe' makes some of what is indexed.")
+
+
+def common_sae(items: Iterable[LabelItem]) -> str | None:
+    """The SAE of all of them; None where there are several."""
+    saes = {item.sae for item in items}
+    return saes.pop() if len(saes) == 1 else None
+
+
+def short(uid: str) -> str:
+    """Enough of an id to name it by: of one that says where it comes from, what follows that."""
+    return uid.rpartition(":")[2][:12]
 
 
 def brief(text: str) -> str:

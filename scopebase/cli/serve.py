@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
 import threading
 from dataclasses import replace
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from api.services.access.rates import Rate
     from schema.generation import Generator
     from schema.home import Home as OpenHome
+    from scopebase.chat import ChosenExplainer
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 SHARED_RATE = "100/s"
@@ -66,6 +68,27 @@ def serve(
         int, typer.Option("--max-queue", min=1, max=100_000, help="Requests that may wait for the model.")
     ] = 64,
     meaning: MeaningOption = None,
+    explainer: Annotated[
+        str | None,
+        typer.Option(
+            "--explainer",
+            envvar="SCOPEBASE_EXPLAINER",
+            help="OpenAI-compatible endpoint that /v1/labels/explain asks, such as http://localhost:8001/v1.",
+            show_default=False,
+        ),
+    ] = None,
+    explainer_model: Annotated[
+        str | None,
+        typer.Option(
+            "--explainer-model",
+            envvar="SCOPEBASE_EXPLAINER_MODEL",
+            help="The explainer model, as that endpoint calls it.",
+            show_default=False,
+        ),
+    ] = None,
+    explainer_key_env: Annotated[
+        str, typer.Option("--explainer-key-env", help="Environment variable that holds the endpoint's key.")
+    ] = "OPENAI_API_KEY",
     workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes that answer.")] = 1,
     rate_limit: Annotated[
         str | None,
@@ -109,6 +132,7 @@ def serve(
     if model is not None and workers > 1:
         raise InputError("with --model every process would load the model; leave out --workers")
     _check_engine(engine)
+    explains = explainer_of(explainer, explainer_model, explainer_key_env)
     local = is_loopback(host)
     names = {name.lower() for name in (*(allow_host or ()), *LOCAL_NAMES, host)} if local or allow_host else set()
     access = Access(
@@ -137,12 +161,12 @@ def serve(
             live = load_generator(
                 found, model, sae_dir, device, max_rows=max_rows, max_queue=max_queue, chat_template=chat_template
             )
-        app = prepare(found, access, meaning, live)
+        app = prepare(found, access, meaning, live, explains)
         ERRORS.print(listening, markup=False, soft_wrap=True)
         run_server(uvicorn.Config(app, timeout_graceful_shutdown=GRACE + 2, **options), live)
     else:
         found.close()
-        hand_over(access, where, meaning)
+        hand_over(access, where, meaning, explains)
         ERRORS.print(listening, markup=False, soft_wrap=True)
         uvicorn.run("scopebase.cli.worker:make", factory=True, workers=workers, timeout_graceful_shutdown=5, **options)
 
@@ -207,3 +231,15 @@ def _size(option: str, text: str) -> int:
     if found is None:
         raise InputError(f"{option} {text!r}: a size such as 500kB, 8MB or 4GB")
     return int(found[1]) * _BYTES[found[2]]
+
+
+def explainer_of(url: str | None, model: str | None, key_env: str) -> ChosenExplainer | None:
+    """The endpoint that the service asks to explain features; None where none is chosen."""
+    from scopebase.chat import ChosenExplainer, check_address
+
+    if url is None and model is None:
+        return None
+    if url is None or model is None:
+        raise InputError("--explainer and --explainer-model come together: an endpoint, and the model to ask it for")
+    check_address("--explainer", url)
+    return ChosenExplainer(url, model, os.environ.get(key_env))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import sys
 import tempfile
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -19,20 +21,23 @@ if TYPE_CHECKING:
     from api.gate.access import Access
     from schema.generation import Generator
     from schema.home import Home
+    from scopebase.chat import ChosenExplainer
 
 ACCESS = "SCOPEBASE_SERVE_ACCESS"
 """Between `serve` and its processes only: the rules, as JSON."""
 MEANING = "SCOPEBASE_SERVE_MEANING"
+EXPLAINER = "SCOPEBASE_SERVE_EXPLAINER"
 SWITCH_SECONDS = 0.0005
 """How long one thread may keep the others waiting for the interpreter. Python's own 5 ms makes a short question wait for long ones."""
 
 
-def hand_over(access: Access, settings: Settings, meaning: str | None) -> None:
+def hand_over(access: Access, settings: Settings, meaning: str | None, explainer: ChosenExplainer | None) -> None:
     """Leaves for the processes what they are to serve."""
     from api.gate.access import Access
 
     os.environ[ACCESS] = TypeAdapter(Access).dump_json(access).decode()
     os.environ[MEANING] = meaning or ""
+    os.environ[EXPLAINER] = json.dumps(asdict(explainer) if explainer else None)
     os.environ["SCOPEBASE_HOME"] = str(settings.home)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="scopebase-metrics-")
 
@@ -41,12 +46,25 @@ def make() -> FastAPI:
     """The application of one process of several."""
     from api.gate.access import Access
     from schema.home import open_home
+    from scopebase.chat import ChosenExplainer
 
     access = TypeAdapter(Access).validate_json(os.environ[ACCESS])
-    return prepare(open_home(Settings.read()), access, os.environ[MEANING] or None)
+    explainer = json.loads(os.environ[EXPLAINER])
+    return prepare(
+        open_home(Settings.read()),
+        access,
+        meaning=os.environ[MEANING] or None,
+        explainer=ChosenExplainer(**explainer) if explainer else None,
+    )
 
 
-def prepare(home: Home, access: Access, meaning: str | None = None, generator: Generator | None = None) -> FastAPI:
+def prepare(
+    home: Home,
+    access: Access,
+    meaning: str | None = None,
+    generator: Generator | None = None,
+    explainer: ChosenExplainer | None = None,
+) -> FastAPI:
     """The application, and this process made ready for it."""
     from api.app import create_app
     from scopebase.meaning import SentenceModel
@@ -54,7 +72,13 @@ def prepare(home: Home, access: Access, meaning: str | None = None, generator: G
     sys.setswitchinterval(SWITCH_SECONDS)
     if access.log:
         _log_to_standard_error()
-    app = create_app(home, None, SentenceModel(meaning) if meaning else None, access, generator)
+    app = create_app(
+        home,
+        meaning=SentenceModel(meaning) if meaning else None,
+        access=access,
+        generator=generator,
+        explainer=explainer,
+    )
     gc.collect()
     gc.freeze()  # 400,000 objects of imported code, which a full collection would look through: 0.2 s in which nobody is answered
     return app

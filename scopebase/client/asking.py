@@ -53,7 +53,7 @@ class Asking:
         return self._transport.ask("GET", _fill(path, parts), shape, params=params)
 
     def _post(self, path: str, shape: type[Answer], body: Mapping[str, Any], **parts: object) -> Answer:
-        return self._transport.ask("POST", _fill(path, parts), shape, json=_given(body))
+        return self._transport.ask("POST", _fill(path, parts), shape, json=given(body))
 
     def _patch(self, path: str, shape: type[Answer], body: Mapping[str, Any], **parts: object) -> Answer:
         return self._transport.ask("PATCH", _fill(path, parts), shape, json=body)
@@ -100,5 +100,5 @@ def _fill(path: str, parts: Mapping[str, object]) -> str:
     return path.format(**{name: quote(str(value), safe="/") for name, value in parts.items()})
 
 
-def _given(body: Mapping[str, Any]) -> dict[str, Any]:
+def given(body: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from schema.wire.base import Page
-from schema.wire.labels import CommentItem, FeaturesFound, ImportReport, LabelEventItem, LabelItem
-from scopebase.client.asking import Asking
+from schema.wire.labels import (
+    CommentItem,
+    DescribeProgress,
+    DescribeReport,
+    ExplainProgress,
+    ExplainReport,
+    FeaturesFound,
+    ImportReport,
+    LabelEventItem,
+    LabelItem,
+)
+from scopebase.client.asking import Asking, given
 from scopebase.client.rows import Rows
 
 NDJSON, PARQUET = "application/x-ndjson", "application/vnd.apache.parquet"
@@ -61,6 +72,40 @@ class Labels(Asking):
     def search(self, text: str, *, sae: str | None = None, how: str = "text", limit: int = 50) -> FeaturesFound:
         """Features by what their labels say: by words (`text`), by meaning (`meaning`), or `both`."""
         return self._post("/features/search", FeaturesFound, {"text": text, "sae": sae, "how": how, "limit": limit})
+
+    def describe_features(
+        self,
+        *,
+        sae: str | None = None,
+        features: Sequence[int] | None = None,
+        advance: Callable[[int, int], None] = lambda _done, _of: None,
+    ) -> DescribeReport:
+        """Labels made of the tokens that fire each feature, without a model; of every feature that fires unless `features` says
+        which. `advance` is told how far it is."""
+        line = self._transport.follow(
+            "/labels/describe", DescribeProgress, given({"sae": sae, "features": features}), advance
+        )
+        assert line.report is not None
+        return line.report
+
+    def explain_features(
+        self,
+        *,
+        sae: str | None = None,
+        features: Sequence[int] | None = None,
+        advance: Callable[[int, int], None] = lambda _done, _of: None,
+        **more: Any,
+    ) -> ExplainReport:
+        """Labels by the explainer model that the service was started with; `scored`, `max_requests`, `max_tokens`, `at_once` and
+        others as the route takes them. Asked again, it goes on.
+
+        Raises:
+            WorkFailed: the service has no explainer model, or it refuses.
+        """
+        body = {**given({"sae": sae, "features": features}), **more}
+        line = self._transport.follow("/labels/explain", ExplainProgress, body, advance)
+        assert line.report is not None
+        return line.report
 
     def export_labels(self, to: str | Path, format: str = "jsonl", **which: Any) -> Path:
         """Labels as a pack, into a file: `jsonl`, `parquet` or `neuronpedia`."""

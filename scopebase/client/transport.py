@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,9 +24,10 @@ from schema.errors import (
     Unauthorized,
     WorkFailed,
 )
-from schema.wire.base import Problem
+from schema.wire.base import Problem, Progress
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Line = TypeVar("Line", bound=Progress)
 LONGEST_WAIT = 60.0
 """Seconds; a service that asks for more is believed to mean it, and its answer is raised."""
 ERRORS: dict[int, type[ScopebaseError]] = {
@@ -124,6 +125,31 @@ class Transport:
                     file.write(piece)
         return part.replace(to)
 
+    def follow(
+        self, path: str, shape: type[Line], body: Mapping[str, Any], advance: Callable[[int, int], None]
+    ) -> Line:
+        """The last line of work that says how far it is.
+
+        Args:
+            advance: told how much is done, and of how much, as often as the service says it.
+
+        Raises:
+            ScopebaseError: as `send`, or what went wrong on the way.
+        """
+        headers = {"accept": "application/x-ndjson"}
+        with self._in_words(), self.http.stream("POST", path, json=body, headers=headers) as response:
+            if not response.is_success:
+                response.read()
+                raise refusal(response)
+            for text in response.iter_lines():
+                line = shape.model_validate_json(text, extra="ignore")
+                if line.problem is not None:
+                    raise raised(line.problem.status, line.problem.detail)
+                advance(line.done, line.of)
+                if getattr(line, "report", None) is not None:
+                    return line
+        raise WorkFailed(f"the answer of {self.http.base_url} broke off; ask again, and the work goes on")
+
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         """What can go wrong on the way, as sentences."""
@@ -150,10 +176,11 @@ def refusal(response: httpx.Response) -> ScopebaseError:
             f"{response.url.copy_with(query=None)} answered {status} {response.reason_phrase} without saying why; "
             "is a Scopebase service there?"
         )
-    return _error(status, detail)
+    return raised(status, detail)
 
 
-def _error(status: int, detail: str) -> ScopebaseError:
+def raised(status: int, detail: str) -> ScopebaseError:
+    """What the service raised."""
     return ERRORS.get(status, InputError if status < 500 else WorkFailed)(detail)
 
 
@@ -176,7 +203,7 @@ def _raise_told(data: bytes) -> None:
     """Raises the error that an event tells, if it tells one; a text may hold the word too."""
     with suppress(ValidationError):
         told = Problem.model_validate_json(data, extra="ignore")
-        raise _error(told.status, told.detail)
+        raise raised(told.status, told.detail)
 
 
 def _asked_to_wait(response: httpx.Response) -> float | None:

@@ -22,7 +22,7 @@ from api.wording import EXAMPLES
 from schema.home import open_home
 from schema.keys import create_key
 from schema.settings import Settings
-from tests.api.scripted import Scripted
+from tests.api.generation.scripted import Scripted
 
 N_EXAMPLES = {GenerationMode.POSITIVE: 8, GenerationMode.NEGATIVE: 4}
 """Requests a route; hypothesis adds some when one fails."""

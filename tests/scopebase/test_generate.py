@@ -22,8 +22,8 @@ from schema.wire.steering import OpSpec, Steering
 from scopebase import Client
 from scopebase.cli.side_by_side import Sheet
 from scopebase.cli.steer import read_op, read_steering
-from tests.api.listening import listening
-from tests.api.scripted import Scripted
+from tests.api.generation.listening import listening
+from tests.api.generation.scripted import Scripted
 from tests.scopebase.test_cli import Call, call  # noqa: F401 - a fixture
 
 FEATURE = "tiny-qwen3/2-tiny/7"

@@ -41,6 +41,9 @@ def main() -> None:
         "--peers", default=sys.executable, help="Python with sae-lens or eai-delphi, for the comparison"
     )
     parser.add_argument("--minutes", type=float, default=2, help="of the soak of `steering`; 30 is what is promised")
+    parser.add_argument(
+        "--meaning", type=int, default=0, help="so many labels searched by meaning, in the part `labels`"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench-results"))
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)

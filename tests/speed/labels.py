@@ -1,4 +1,7 @@
-"""A million labels: how long their import takes, and a search by words over them."""
+"""A million labels: how long their import takes, and searches over them by words; with --meaning, by meaning too.
+
+python -m tests.speed labels --meaning 1000000     # vectors of the hardest kind, in an index; recall against all of them
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.speed import synthetic
+from tests.speed import meaning, synthetic
 from tests.speed.harness import FOLDER, Table, fresh
 from tests.speed.queries import timed
 from tests.speed.service import Server
@@ -50,7 +53,10 @@ def measure(args: argparse.Namespace) -> list[Table]:
         words = [f"{rng.choice(VERBS)} {rng.choice(SUBJECTS)} {rng.randint(1, 9999)}" for _ in range(TIMES)]
         took = [timed(server, "features/search", {**body, "text": text}) for text in words]
     row = [f"{N_LABELS:,}", f"{seconds:.0f}", f"{statistics.median(took):.0f}", f"{max(took):.0f}"]
-    return [Table("Labels in SQLite", ["labels", "import, seconds", "search by words, median ms", "largest ms"], [row])]
+    tables = [
+        Table("Labels in SQLite", ["labels", "import, seconds", "search by words, median ms", "largest ms"], [row])
+    ]
+    return [*tables, *([meaning.measure(args.meaning)] if args.meaning else [])]
 
 
 def write_pack(path: Path) -> Path:

@@ -18,7 +18,7 @@ from api.services.cursors import read_cursor, write_cursor
 from api.services.library import Library
 from schema.audit import audit
 from schema.errors import Conflict, InputError, NotFound
-from schema.lab import Label, LabelEvent
+from schema.lab import Label, LabelComment, LabelEvent, LabelVote
 from schema.lookup import find_feature, find_sae
 from schema.tables import Sae, now
 from schema.wire.base import Page
@@ -40,6 +40,7 @@ class Filter:
     text: str | None = None
     """Contained in the label, whatever the case."""
     updated_since: datetime | None = None
+    """Changed, voted on or commented, here or by a pack that came."""
     deleted: bool = False
     """The deleted ones instead."""
 
@@ -163,7 +164,7 @@ def find_label(session: Session, uid: str, deleted: bool = False) -> Label:
 
 
 def complete_id(library: Library, start: str) -> str:
-    """The id of the one label, deleted or not, that begins so.
+    """The id of the one label, deleted or not, that begins so; else of the one whose id goes on so behind `described:` and the like.
 
     Raises:
         NotFound: none does.
@@ -171,9 +172,10 @@ def complete_id(library: Library, start: str) -> str:
     """
     with library.home.database.reading() as session:
         begins = Label.uid.startswith(start, autoescape=True)
-        found = list(
-            session.scalars(select(Label.uid).where((Label.uid == start) | begins).order_by(Label.uid).limit(3))
-        )
+        goes_on = Label.uid.contains(f":{start}", autoescape=True)
+        found: list[str] = []
+        for alike in ((Label.uid == start) | begins, goes_on):
+            found = found or [*session.scalars(select(Label.uid).where(alike).order_by(Label.uid).limit(3))]
         if start in found:
             return start
         if not found:
@@ -229,7 +231,11 @@ def filtered(session: Session, which: Filter) -> Select[Label]:
         query = query.where(or_(folded, Label.text.contains(which.text, autoescape=True)))  # SQLite folds ASCII only
     if which.updated_since is not None:
         since = which.updated_since
-        query = query.where(Label.updated_at >= (since.astimezone(UTC) if since.tzinfo else since.replace(tzinfo=UTC)))
+        since = since.astimezone(UTC) if since.tzinfo else since.replace(tzinfo=UTC)
+        said = (
+            Label.id.in_(select(table.label_id).where(table.heard_at >= since)) for table in (LabelVote, LabelComment)
+        )
+        query = query.where(or_(Label.updated_at >= since, *said))
     return query
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,19 +64,25 @@ def sources_of(session: Session, sae: Sae) -> list[Source]:
     return [newest[name] for name in sorted(newest)]
 
 
-def describe(library: Library, sae: Sae, features: Sequence[int] | None = None) -> dict[int, str]:
+def describe(
+    library: Library,
+    sae: Sae,
+    features: Sequence[int] | None = None,
+    advance: Callable[[int, int], None] = lambda _n, _total: None,
+) -> dict[int, str]:
     """Feature -> what it seems to be about; features that never fire are left out. The same index gives the same words.
 
     Args:
         features: those wanted; every one of the SAE unless given.
+        advance: told how many samples were read, and of how many; (0, 0) while that is being found out.
     """
     with library.home.database.reading() as session:
         sources = sources_of(session, sae)
         segments = segments_by_pair(session, [source.pair for source in sources])
     if not sources:
         return {}
-    sights = _strongest(library.store, [segments[source.pair] for source in sources], features)
-    _read(library.store, sources, sights)
+    sights = _strongest(library.store, [segments[source.pair] for source in sources], features, advance)
+    _read(library.store, sources, sights, advance)
     counts = np.stack([library.counts(source.pair).samples_any for source in sources])
     promoted = promoted_by(library.store, sae, sorted(sights))
     names = [source.name for source in sources]
@@ -86,12 +92,18 @@ def describe(library: Library, sae: Sae, features: Sequence[int] | None = None) 
     }
 
 
-def _strongest(store: Store, segments: Sequence[Sequence[Segment]], features: Sequence[int] | None) -> dict[int, Sight]:
+def _strongest(
+    store: Store,
+    segments: Sequence[Sequence[Segment]],
+    features: Sequence[int] | None,
+    advance: Callable[[int, int], None],
+) -> dict[int, Sight]:
     """The samples that fire each feature most, over all datasets."""
     sights: dict[int, Sight] = {}
     begins = {segment.id: (place, segment.first) for place, each in enumerate(segments) for segment in each}
     for table in _posted(store, begins, features):
         _collect(table, begins, features, sights)
+        advance(0, 0)
     return sights
 
 
@@ -134,18 +146,23 @@ def _collect(
         sight.strongest = sorted([*sight.strongest, *found])[:TOP]
 
 
-def _read(store: Store, sources: Sequence[Source], sights: dict[int, Sight]) -> None:
+def _read(
+    store: Store, sources: Sequence[Source], sights: dict[int, Sight], advance: Callable[[int, int], None]
+) -> None:
     """Counts the tokens on which each feature fires in its strongest samples."""
     wanted: dict[tuple[int, int], list[int]] = {}
     for feature, sight in sights.items():
         for _, place, ordinal in sight.strongest:
             wanted.setdefault((place, ordinal), []).append(feature)
-    for feature, piece in _firings(store, sources, wanted):
+    for feature, piece in _firings(store, sources, wanted, advance):
         sights[feature].pieces[piece] += 1
 
 
 def _firings(
-    store: Store, sources: Sequence[Source], wanted: dict[tuple[int, int], list[int]]
+    store: Store,
+    sources: Sequence[Source],
+    wanted: dict[tuple[int, int], list[int]],
+    advance: Callable[[int, int], None],
 ) -> Iterator[tuple[int, str]]:
     """Every firing of the features wanted in a sample: the feature and the token's text.
 
@@ -169,6 +186,7 @@ def _firings(
             where = detail.position[kept] + edges[i]
             for feature, begin, end in zip(detail.feature[kept].tolist(), starts[where], ends[where], strict=True):
                 yield feature, text[begin:end].strip()
+        advance(len(block), len(everything))
 
 
 def promoted_by(store: Store, sae: Sae, features: Sequence[int]) -> dict[int, list[str]]:

@@ -1,11 +1,12 @@
 """Neuronpedia's explanation rows (export v1), read and written.
 
 A row has no hash of the SAE, so who imports rows says with --sae what they speak of. A label's id is `neuronpedia:<id>` here, and
-`<id>` again when it goes back.
+`<id>` again when it goes back; one that was made here and written as a row keeps its own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from schema.tables import Sae
 from schema.wire.packs import PackLabel
 
 HOME = "neuronpedia"
+_OURS = re.compile(r"[0-9a-f]{32}|(described|made|twin):[0-9a-f]{40}")
+"""Ids that a Scopebase made: such a label comes home under its own."""
 FEATURES_A_BATCH = 1024
 """As Neuronpedia's exporter writes them."""
 
@@ -33,8 +36,9 @@ def read(row: Mapping[str, Any]) -> PackLabel | None:
         return None
     model = row.get("explanationModelName") or None
     created = row.get("createdAt")
+    id_ = str(row["id"]) if row.get("id") else None
     fields = {
-        "id": f"{HOME}:{row['id']}" if row.get("id") else None,
+        "id": id_ if id_ is None or _OURS.fullmatch(id_) else f"{HOME}:{id_}",
         "sae": f"{row['modelId']}/{row['layer']}" if row.get("modelId") and row.get("layer") is not None else None,
         "index": row["index"],
         "text": row["description"],

@@ -12,6 +12,7 @@ from sqlalchemy import and_, or_, select
 
 from api.services.labels.book import CONTENT, Filter, filtered, find_label
 from api.services.labels.explanations import write
+from api.services.labels.heard import talk_of
 from api.services.labels.packs import HEADER, JSON_COLUMNS, Chunks
 from api.services.library import Library
 from schema.errors import InputError
@@ -29,9 +30,10 @@ COLUMNS = pa.schema(
         ("index", pa.int64()),
         *((name, pa.utf8()) for name in ("text", "author", "source", "explainer", "method")),
         ("score", pa.float64()),
-        *((name, pa.utf8()) for name in ("score_method", "prompt", *JSON_COLUMNS[:1], "licence", *JSON_COLUMNS[1:])),
+        *((name, pa.utf8()) for name in ("score_method", "prompt", "examples", "licence", "origin")),
         ("version", pa.int64()),
         *((name, pa.timestamp("us", "UTC")) for name in _TIMES),
+        *((name, pa.utf8()) for name in ("votes", "comments")),
     ]
 )
 
@@ -96,7 +98,8 @@ def pages(
 def _jsonl(library: Library, which: Filter, after: str | None) -> Iterator[bytes]:
     yield header(library).model_dump_json().encode() + b"\n"
     for page in pages(library, which, after):
-        lines = (PackLabel.model_validate(_row(label, sae)).model_dump_json(exclude_none=True) for label, sae in page)
+        rows = _rows(library, page)
+        lines = (PackLabel.model_validate(row).model_dump_json(exclude_none=True) for row in rows)
         yield "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -110,7 +113,7 @@ def _parquet(library: Library, which: Filter, after: str | None) -> Iterator[byt
     schema = COLUMNS.with_metadata({HEADER: header(library).model_dump_json().encode()})
     with pq.ParquetWriter(chunks, schema, compression="zstd") as writer:
         for page in pages(library, which, after):
-            rows = [_row(label, sae) for label, sae in page]
+            rows = _rows(library, page)
             for row in rows:
                 row |= {name: json.dumps(row[name]) for name in JSON_COLUMNS if row[name] is not None}
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
@@ -118,13 +121,18 @@ def _parquet(library: Library, which: Filter, after: str | None) -> Iterator[byt
     yield chunks.take()
 
 
-def _row(label: Label, sae: Sae) -> dict[str, Any]:
-    """A label's fields as packs call them."""
+def _rows(library: Library, page: list[tuple[Label, Sae]]) -> list[dict[str, Any]]:
+    """Labels as packs call their fields, with what was said of them."""
     same = (*CONTENT, "author", "source", "origin", "version", *_TIMES)
-    return {
-        "id": label.uid,
-        "sae": sae.name,
-        "sae_sha256": sae.sha256,
-        "index": label.feature,
-        **{name: getattr(label, name) for name in same},
-    }
+    said = talk_of(library, [label.id for label, _ in page])
+    return [
+        {
+            "id": label.uid,
+            "sae": sae.name,
+            "sae_sha256": sae.sha256,
+            "index": label.feature,
+            **{name: getattr(label, name) for name in same},
+            **{"votes": None, "comments": None, **said.get(label.id, {})},
+        }
+        for label, sae in page
+    ]

@@ -16,6 +16,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from api.services.labels.book import check_content, check_tensors
+from api.services.labels.heard import said_of
 from api.services.labels.merge import Counts, Incoming, merge
 from api.services.labels.packs import Line, read_pack
 from api.services.labels.search_index import catch_up, texts
@@ -56,10 +57,10 @@ def import_labels(
     counts = Counts(skipped=checked[False])
     for batch in _batches(_bound(library, read_pack(pack, name), actor, sae)):
         with library.home.database.reading() if dry_run else library.home.database.writing(alone=True) as session:
-            before = counts.written
+            before, talk = counts.written, counts.talk
             merge(session, batch, policy, dry_run, actor, counts)
-            if counts.written > before and not dry_run:
-                detail = {"labels": counts.written - before, "policy": policy}
+            if counts.written + counts.talk > before + talk and not dry_run:
+                detail = {"labels": counts.written - before, "talk": counts.talk - talk, "policy": policy}
                 audit(session, actor, "label.import", name or pack.name, detail)
         advance(len(batch), checked[True])
     if not dry_run:
@@ -73,7 +74,7 @@ def _bound(library: Library, lines: Iterable[Line], actor: str, sae: str | None)
         default = None if sae is None else find_sae(session, sae)
         known = list(session.scalars(select(Sae).order_by(Sae.id)))
     found: dict[tuple[str | None, str | None], Sae] = {}
-    at = now()
+    at, here = now(), library.home.store.identity()
     stops: dict[str | None, Stop] = {}
     rows_of: str | None = None
     for line in lines:
@@ -99,7 +100,9 @@ def _bound(library: Library, lines: Iterable[Line], actor: str, sae: str | None)
         mine = found[key]
         if line.home not in stops:
             stops[line.home] = Stop(home=line.home, by=actor, at=at)
-        yield Incoming(line.number, label.id or _made_id(label, mine, index), mine, index, label, stops[line.home])
+        uid = label.id or _made_id(label, mine, index)
+        said = said_of(label, line.number, uid, f"{mine.name}/{index}", line.home, here)
+        yield Incoming(line.number, uid, mine, index, label, stops[line.home], said)
 
 
 def _feature(label: PackLabel) -> tuple[str | None, int]:

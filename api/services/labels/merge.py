@@ -10,7 +10,9 @@ from typing import Any, Literal, cast
 from sqlalchemy import Table, insert, select
 from sqlalchemy.orm import Session
 
+from api.services.labels import explanations
 from api.services.labels.book import CONTENT, update
+from api.services.labels.heard import Heard, Said, hear
 from schema.lab import Label, LabelEvent
 from schema.tables import Sae, now
 from schema.wire.labels import LabelConflict, Policy, Stop
@@ -21,7 +23,7 @@ MOST_CONFLICTS = 1_000
 
 
 @dataclass
-class Counts:
+class Counts(Heard):
     """What an import did so far."""
 
     read: int = 0
@@ -38,6 +40,10 @@ class Counts:
     def written(self) -> int:
         return self.created + self.updated + self.duplicated
 
+    @property
+    def talk(self) -> int:
+        return self.votes + self.comments
+
 
 @dataclass(frozen=True)
 class Incoming:
@@ -50,6 +56,8 @@ class Incoming:
     label: PackLabel
     stop: Stop | None = None
     """The exchange that brings it; None where it is made here."""
+    said: Said | None = None
+    """What people say of it."""
 
     @property
     def origin(self) -> list[dict[str, Any]]:
@@ -76,7 +84,10 @@ class Incoming:
 
 
 def merge(session: Session, batch: list[Incoming], policy: Policy, dry_run: bool, actor: str, counts: Counts) -> None:
-    """Writes a batch, or with `dry_run` only counts. No id comes twice in a batch."""
+    """Writes a batch, or with `dry_run` only counts. No id comes twice in a batch.
+
+    Votes and comments go to the label of that id, whoever's words it has; where both are kept, to theirs.
+    """
     here = _existing(session, [each.uid for each in batch])
     new: list[tuple[str, Incoming]] = []
     twins: list[Incoming] = []
@@ -100,8 +111,12 @@ def merge(session: Session, batch: list[Incoming], policy: Policy, dry_run: bool
     fresh = [(each.twin, each) for each in twins if each.twin not in known]
     counts.created += len(new)
     counts.duplicated += len(fresh)
-    if not dry_run:
-        _insert(session, [*new, *fresh], actor)
+    made = {} if dry_run else _insert(session, [*new, *fresh], actor)
+    ids = {uid: label.id for uid, label in (here | known).items() if label.deleted_at is None} | made
+    deleted = {uid for uid, label in (here | known).items() if label.deleted_at is not None}
+    beside = {each.uid for each in twins}
+    spoken = [(each.twin if each.uid in beside else each.uid, each.said) for each in batch if each.said is not None]
+    hear(session, [(ids.get(uid), said) for uid, said in spoken if uid not in deleted], dry_run, counts)
 
 
 def _existing(session: Session, uids: list[str]) -> dict[str, Label]:
@@ -111,6 +126,8 @@ def _existing(session: Session, uids: list[str]) -> dict[str, Label]:
 def _same(mine: Label, theirs: Incoming) -> bool:
     if not _same_place(mine, theirs):
         return False
+    if theirs.stop is not None and theirs.stop.home == explanations.HOME:
+        return mine.text == theirs.label.text  # their rows cannot say the rest
     said = all(getattr(mine, name) == getattr(theirs.label, name) for name in (*CONTENT, "source"))
     return said and mine.author == (theirs.label.author or mine.author)
 
@@ -162,10 +179,10 @@ def _overwrite(session: Session, mine: Label, theirs: Incoming, actor: str) -> N
     mine.version = max(mine.version, theirs.label.version)
 
 
-def _insert(session: Session, new: list[tuple[str, Incoming]], actor: str) -> None:
-    """New labels, each with the first event of its history."""
+def _insert(session: Session, new: list[tuple[str, Incoming]], actor: str) -> dict[str, int]:
+    """New labels, each with the first event of its history; their ids in SQL."""
     if not new:
-        return
+        return {}
     at = now()
     rows = [
         {
@@ -184,7 +201,7 @@ def _insert(session: Session, new: list[tuple[str, Incoming]], actor: str) -> No
         for uid, each in new
     ]
     table = cast(Table, Label.__table__)  # not the ORM: a third of the time
-    ids = session.scalars(insert(table).returning(table.c.id, sort_by_parameter_order=True), rows)
+    ids = session.scalars(insert(table).returning(table.c.id, sort_by_parameter_order=True), rows).all()
     events = [
         {
             "label_id": id_,
@@ -197,3 +214,4 @@ def _insert(session: Session, new: list[tuple[str, Incoming]], actor: str) -> No
         for id_, (uid, each) in zip(ids, new, strict=True)
     ]
     session.execute(insert(cast(Table, LabelEvent.__table__)), events)
+    return {uid: id_ for id_, (uid, _) in zip(ids, new, strict=True)}

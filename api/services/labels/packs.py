@@ -19,9 +19,9 @@ from api.services.labels import explanations
 from schema.errors import InputError
 from schema.wire.packs import PACK, PackHeader, PackLabel
 
-LONGEST_LINE = 8 << 20
+LONGEST_LINE = 32 << 20
 """Bytes."""
-JSON_COLUMNS = ("examples", "origin")
+JSON_COLUMNS = ("examples", "origin", "votes", "comments")
 """Columns of a Parquet pack that hold JSON as text."""
 HEADER = b"scopebase_labels"
 """Key of the Parquet metadata that holds the header."""
@@ -51,7 +51,8 @@ def read_pack(path: Path, name: str | None = None) -> Iterator[Line]:
         InputError: a line that is no label, with its number.
     """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.name.endswith((".jsonl", ".jsonl.gz", ".parquet")))
+        found = (p for p in path.rglob("*") if p.name.endswith((".jsonl", ".jsonl.gz", ".parquet")))
+        files = sorted(found, key=lambda p: (p.parent, len(p.name), p.name))  # batch-2 before batch-10
         if not files:
             raise InputError(f"{path} holds no .jsonl, .jsonl.gz or .parquet file")
         for file in files:

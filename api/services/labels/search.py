@@ -15,7 +15,7 @@ import pyarrow as pa
 from lance.query import FullTextOperator, MatchQuery
 from sqlalchemy import select
 
-from api.services.labels.search_index import Derived, Mark, catch_up, lacking, texts, vectors
+from api.services.labels.search_index import Derived, Mark, catch_up, index_vectors, lacking, texts, vectors
 from api.services.library import Library
 from schema.errors import Conflict, InputError
 from schema.lab import Label
@@ -26,6 +26,9 @@ LONGEST = 1_000
 """Characters of a question."""
 PATIENCE = 2_000
 """So many labels without vectors are embedded while a question waits; more are a job of their own."""
+ALL_PARTITIONS = 1 << 20
+REFINED = 5
+"""So many times more vectors than asked for are compared exactly, where an index only nominates them."""
 RANK_OFFSET = 60.0
 """Of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009), as published."""
 
@@ -63,10 +66,12 @@ def search(library: Library, sae_id: int | None, text: str, limit: int = 50, how
 
 
 def embed(library: Library, advance: Callable[[int], None]) -> int:
-    """Gives every label its vector; how many changes were worked through."""
+    """Gives every label its vector, and many vectors their index; how many changes were worked through."""
     derived = _vectors(library)
     n = lacking(library, derived)
     catch_up(library, derived, advance)
+    if not library.home.database.read_only:
+        index_vectors(library, derived)
     return n
 
 
@@ -97,7 +102,10 @@ def _by_meaning(library: Library, sae_id: int | None, text: str, limit: int) -> 
     mark = catch_up(library, derived)
     if not mark.label:
         return []
-    nearest = {"column": "vector", "q": _vector(library, text), "k": limit, "metric": "cosine", "refine_factor": 10}
+    nearest = {
+        "column": "vector", "q": _vector(library, text), "k": limit, "metric": "cosine",
+        "nprobes": ALL_PARTITIONS, "refine_factor": REFINED,
+    }  # fmt: skip
     rows = _ask(library, derived, mark, sae_id, limit, {"nearest": nearest, "columns": ["key", "_distance"]})
     cosine = {row["key"]: 1.0 - row["_distance"] for row in reversed(rows)}
     return [Hit(label, cosine[label.id]) for label in _living(library, list(reversed(cosine)))]

@@ -34,7 +34,10 @@ EMBEDDED = 512
 TAIL = 2_000
 """Rows that an index may lack: they are read through, which costs a millisecond a thousand."""
 MANY_VECTORS = 200_000
-"""From so many on, vectors get an index of their own; below, all are compared."""
+"""From so many on, vectors get an index of their own; below, all are compared as they stand."""
+PARTITION = 4_096
+"""Vectors in a partition of that index. Few and large: they are quick to find, and a question goes through all of them, because labels
+lie too evenly for a part to hold the nearest."""
 MANY_VERSIONS = 64
 KEPT = timedelta(minutes=10)
 """How long a version that somebody may still be reading is kept."""
@@ -132,7 +135,7 @@ def catch_up(library: Library, derived: Derived, advance: Callable[[int], None] 
             moved = True
             advance(len(events))
     if moved:
-        _maintain(library, derived)
+        maintain(library, derived)
     return mark
 
 
@@ -180,20 +183,31 @@ def _make(library: Library, derived: Derived) -> None:
         table.create_scalar_index("text", "INVERTED", **words)
 
 
-def _maintain(library: Library, derived: Derived) -> None:
+def maintain(library: Library, derived: Derived) -> None:
     """Completes the indexes where too much lies outside them, and sweeps old versions. What is overtaken, the next one does."""
+    if not library.store.has(derived.name):
+        return
     table = library.store.latest(derived.name)
     with storage_faults(library.store), giving_way():
         if _tail(table) > TAIL:
             table.optimize.compact_files()
             table.optimize.optimize_indices()
-        unindexed = "vector" in table.schema.names and all(
-            i.field_names != ["vector"] for i in table.describe_indices()
-        )
-        if unindexed and (n := table.count_rows()) > MANY_VECTORS:
-            table.create_index("vector", "IVF_PQ", metric="cosine", num_partitions=int(n**0.5))
         if len(table.versions()) > MANY_VERSIONS:
             table.cleanup_old_versions(older_than=KEPT)
+
+
+def index_vectors(library: Library, derived: Derived) -> None:
+    """Gives many vectors their index: a byte for each number, by which all are compared, and the best then by what they truly are.
+
+    It takes seconds, so questions do not do it; what comes later is added by `maintain`.
+    """
+    maintain(library, derived)
+    table = library.store.latest(derived.name)
+    n = table.count_rows()
+    if n <= MANY_VECTORS or any(index.field_names == ["vector"] for index in table.describe_indices()):
+        return
+    with storage_faults(library.store), giving_way(), forced(library.store, derived.name):
+        table.create_index("vector", "IVF_SQ", metric="cosine", num_partitions=max(1, n // PARTITION))
 
 
 def _tail(table: Any) -> int:

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import func, select
+from sqlalchemy import update as sql_update
+from sqlalchemy.orm import Session
 
 from api.services.cursors import read_cursor, write_cursor
 from api.services.labels.book import check_version, find_label, item, update
 from api.services.library import Library
 from schema.audit import audit
 from schema.errors import Conflict
-from schema.lab import LabelComment, LabelEvent, LabelVote
-from schema.tables import Sae
+from schema.lab import Label, LabelComment, LabelEvent, LabelVote
+from schema.tables import Sae, now
 from schema.wire.base import Page
 from schema.wire.labels import CommentItem, LabelEventItem, LabelItem
+
+HERE = ""
+"""The home of votes and comments that were made here."""
+_NO_SYNC = {"synchronize_session": False}
 
 
 def vote(library: Library, uid: str, voter: str, value: int) -> LabelItem:
     """Sets somebody's vote on a label, one each, which may be changed; 0 takes it back."""
     with library.home.database.writing(alone=True) as session:
         label = find_label(session, uid)
-        mine = session.get(LabelVote, (label.id, voter))
-        if mine is not None:
-            session.delete(mine)
+        mine = session.get(LabelVote, (label.id, voter, HERE))
+        if value or mine is not None:
+            moment = now()
+            session.merge(LabelVote(label_id=label.id, voter=voter, home=HERE, value=value, at=moment, heard_at=moment))
             session.flush()
-        if value:
-            session.add(LabelVote(label_id=label.id, voter=voter, value=value))
-            session.flush()
-        total = select(func.coalesce(func.sum(LabelVote.value), 0)).where(LabelVote.label_id == label.id)
-        label.votes = int(session.scalar(total) or 0)
+        count_votes(session, [label.id])
+        session.refresh(label)
         audit(session, voter, "label.vote", uid, {"value": value})
         return item(label, session.get_one(Sae, label.sae_id))
+
+
+def count_votes(session: Session, labels: Sequence[int]) -> None:
+    """Sums the votes of labels anew."""
+    total = select(func.coalesce(func.sum(LabelVote.value), 0)).where(LabelVote.label_id == Label.id).scalar_subquery()
+    session.execute(sql_update(Label).where(Label.id.in_(labels)).values(votes=total), execution_options=_NO_SYNC)
 
 
 def comment(library: Library, uid: str, author: str, text: str) -> CommentItem:
@@ -40,7 +52,7 @@ def comment(library: Library, uid: str, author: str, text: str) -> CommentItem:
         session.add(made)
         session.flush()
         audit(session, author, "label.comment", uid)
-        return CommentItem(id=made.id, author=author, text=text, at=made.at)
+        return _comment(made)
 
 
 def comments(library: Library, uid: str, limit: int = 50, cursor: str | None = None) -> Page[CommentItem]:
@@ -51,8 +63,11 @@ def comments(library: Library, uid: str, limit: int = 50, cursor: str | None = N
         query = select(LabelComment).where(LabelComment.label_id == label.id, LabelComment.id > after)
         rows = list(session.scalars(query.order_by(LabelComment.id).limit(limit + 1)))
     following = write_cursor(rows[limit - 1].id) if len(rows) > limit else None
-    data = [CommentItem(id=row.id, author=row.author, text=row.text, at=row.at) for row in rows[:limit]]
-    return Page(data=data, next_cursor=following)
+    return Page(data=[_comment(row) for row in rows[:limit]], next_cursor=following)
+
+
+def _comment(row: LabelComment) -> CommentItem:
+    return CommentItem(id=row.id, author=row.author, home=row.home or None, text=row.text, at=row.at)
 
 
 def history(library: Library, uid: str, limit: int = 50, cursor: str | None = None) -> Page[LabelEventItem]:

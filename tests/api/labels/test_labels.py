@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from api.services.labels import book, talk
 from api.services.labels.book import Filter
@@ -243,6 +243,9 @@ def test_an_id_may_be_shortened_where_it_is_the_only_one(lab: Library) -> None:
     one, two = (book.create(lab, new(), "ann").id for _ in range(2))
     start = next(one[:n] for n in range(1, 33) if not two.startswith(one[:n]))
     assert book.complete_id(lab, start) == one
+    with lab.home.database.writing() as session:
+        session.execute(text("UPDATE labels SET uid = 'described:zyx1' WHERE uid = :uid"), {"uid": two})
+    assert book.complete_id(lab, "zyx") == "described:zyx1"
     with pytest.raises(NotFound, match="no label has the id 'zz'"):
         book.complete_id(lab, "zz")
     with pytest.raises(InputError, match="several labels begin with ''"):

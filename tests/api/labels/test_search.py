@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 
 from api.services.labels import book, search_index, talk
+from api.services.labels.book import Filter
 from api.services.labels.features import find_features
+from api.services.labels.importing import import_labels
 from api.services.labels.search import embed, search
 from api.services.library import Library
 from schema.errors import Conflict, InputError, NotFound
 from schema.tables import Sae
-from schema.wire.labels import LabelChange, NewLabel
+from schema.wire.labels import LabelChange, LabelItem, NewLabel
 from tests.laboratory import make_lab
 
 WORDS = ["apples", "pears", "coins", "moon", "river", "names of girls", "the", "数学", "Übung"]
@@ -241,3 +244,80 @@ def test_a_sentence_model_that_is_none_is_said() -> None:
 
     with pytest.raises(InputError, match="--meaning '/nowhere' is no sentence model that can be loaded"):
         SentenceModel("/nowhere").embed(["x"])
+
+
+class Many(Letters):
+    """Directions that lie evenly, the hardest for an index; a text's number says which."""
+
+    name, dimension = "many", 64
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        found = np.array([np.random.default_rng(int(text.split()[-1])).standard_normal(64) for text in texts])
+        return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_many_vectors_get_an_index_that_finds_what_is_nearest(
+    lab: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at 200,000 labels: built by `embed` alone, asked with and without an SAE, level after changes, made again where it was lost."""
+    monkeypatch.setattr(search_index, "MANY_VECTORS", 900)
+    monkeypatch.setattr(search_index, "PARTITION", 128)
+    monkeypatch.setattr(search_index, "TAIL", 30)
+    lab.meaning = Many()
+    pack = tmp_path / "many.jsonl"
+    rows = [{"feature": f"m/{3 if i % 10 else 4}-tiny/{i % 1000}", "text": f"about {i}"} for i in range(1000)]
+    for layer in (3, 4):
+        pack.write_text("".join(json.dumps(row) + "\n" for row in rows if row["feature"].startswith(f"m/{layer}")))
+        import_labels(lab, pack, "ann", f"m/{layer}-tiny")
+    with lab.home.database.reading() as session:
+        sae_id = {sae.layer: sae.id for sae in session.query(Sae)}
+    monkeypatch.setattr("api.services.labels.search.index_vectors", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        embed(lab, lambda _n: None)
+    assert "vector" not in _indexed(lab)
+    monkeypatch.setattr("api.services.labels.search.index_vectors", search_index.index_vectors)
+    assert embed(lab, lambda _n: None) == 0, "every label has its vector, and now they get their index"
+    assert _indexed(lab)["vector"] == 1001
+
+    def check() -> None:
+        labels = {label.text: label for label in _all_labels(lab)}
+        matrix = Many().embed(list(labels))
+        for asked in range(2000, 2012):
+            for layer in (None, 3, 4):
+                cosine = matrix @ Many().embed([f"x {asked}"])[0]
+                of = [i for i, label in enumerate(labels.values()) if layer is None or label.sae == f"m/{layer}-tiny"]
+                best = sorted(of, key=lambda i: -cosine[i])[:10]
+                nearest = {list(labels.values())[i].id for i in best}
+                found = ids(lab, f"x {asked}", sae_id.get(layer), how="meaning", limit=10)  # type: ignore[arg-type]
+                assert len({*found} & nearest) >= 9, (asked, layer)
+
+    check()
+    made = [add(lab, f"new {5000 + i}", i) for i in range(20)]
+    assert ids(lab, "x 5003", how="meaning", limit=1) == [made[3]], "what no index holds yet is found too"
+    book.delete(lab, made[3], "ann")
+    assert made[3] not in ids(lab, "x 5003", how="meaning", limit=50)
+    book.change(lab, made[4], LabelChange(version=1, text="new 6004"), "ann")
+    assert ids(lab, "x 6004", how="meaning", limit=1) == [made[4]]
+    for i in range(20):
+        add(lab, f"new {7000 + i}", i)
+    check()
+    assert _indexed(lab)["vector"] > 1030, "the index took in what came later"
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _indexed(lab: Library) -> dict[str, int]:
+    table = lab.store.latest("label_vectors_64")
+    return {index.field_names[0]: index.num_rows_indexed for index in table.describe_indices()}
+
+
+def _all_labels(lab: Library) -> list[LabelItem]:
+    found, cursor = [], None
+    while True:
+        page = book.list_labels(lab, Filter(), 1000, cursor)
+        found += page.data
+        cursor = page.next_cursor
+        if cursor is None:
+            return found

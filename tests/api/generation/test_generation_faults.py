@@ -26,8 +26,8 @@ from schema.errors import TooMany, WorkFailed
 from schema.generation import Choice, Ended, Event, Failed, Piece
 from schema.home import open_home
 from schema.settings import Settings
-from tests.api.listening import listening
-from tests.api.scripted import Scripted, applied, say
+from tests.api.generation.listening import listening
+from tests.api.generation.scripted import Scripted, applied, say
 
 Deliver = Callable[[Event], None]
 STEERING = {"ops": [{"feature": "tiny-qwen3/2-tiny/7", "strength": 2.0}]}

@@ -21,7 +21,7 @@ from api.services.generation.prepared import seed_of
 from schema.home import open_home
 from schema.settings import Settings
 from steering.generator import TorchGenerator, open_generator
-from tests.api.listening import listening
+from tests.api.generation.listening import listening
 
 PROMPT = "the cat runs under"
 FEATURE = "tiny-qwen3/2-tiny/7"

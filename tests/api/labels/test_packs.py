@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from api.services.exchange.label_batches import write_batches
 from api.services.labels import book, importing, talk
 from api.services.labels.book import Filter
 from api.services.labels.export import export
@@ -384,3 +385,32 @@ def test_parquet_that_is_none_is_said(labs: list[Library], tmp_path: Path) -> No
     with pytest.raises(InputError, match="holds no .jsonl"):
         (tmp_path / "empty").mkdir()
         import_labels(labs[0], tmp_path / "empty", "bob")
+
+
+def test_neuronpedias_batches_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,024 features a file, by their number, as they read them; here fewer, because the labs' SAEs are small."""
+    monkeypatch.setattr("api.services.exchange.label_batches.FEATURES_A_BATCH", 64)
+    a, b = make_lab(tmp_path / "a"), make_lab(tmp_path / "b")
+    for feature in (0, 63, 64, 130, 131, 999):
+        add(a, f"about {feature}", feature), add(a, "数学", feature)
+    assert write_batches(a, Filter(sae="m/3-tiny"), tmp_path / "np") == (12, 4)
+    files = {path.name: gzip.decompress(path.read_bytes()).splitlines() for path in (tmp_path / "np").rglob("*.gz")}
+    found = {name: [int(json.loads(line)["index"]) for line in lines] for name, lines in files.items()}
+    assert found == {
+        "batch-0.jsonl.gz": [0, 0, 63, 63],
+        "batch-1.jsonl.gz": [64, 64],
+        "batch-2.jsonl.gz": [130, 130, 131, 131],
+        "batch-15.jsonl.gz": [999, 999],
+    }
+    assert (tmp_path / "np" / "explanations" / "batch-15.jsonl.gz").exists()
+    assert import_labels(a, tmp_path / "np", "bob", sae="m/3-tiny").unchanged == 12, "they come home under their ids"
+    assert import_labels(b, tmp_path / "np", "bob", sae="m/3-tiny").created == 12
+    one = tmp_path / "np" / "explanations" / "batch-2.jsonl.gz"
+    assert import_labels(b, one, "bob", sae="m/3-tiny").unchanged == 4
+    assert {(x.index, x.text) for x in every(b).values()} == {(x.index, x.text) for x in every(a).values()}
+    with pytest.raises(Conflict, match="holds files already"):
+        write_batches(a, Filter(sae="m/3-tiny"), tmp_path / "np")
+    with pytest.raises(InputError, match="Neuronpedia's rows are those of one SAE"):
+        write_batches(a, Filter(), tmp_path / "other")
+    for lab in (a, b):
+        lab.home.close()

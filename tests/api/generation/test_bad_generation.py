@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from schema.home import open_home
 from schema.settings import Settings
-from tests.api.scripted import Scripted
+from tests.api.generation.scripted import Scripted
 
 FEATURE = "tiny-qwen3/2-tiny/7"
 PATH, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -110,7 +110,7 @@ def test_an_export_that_cannot_be_is_refused_before_it_begins(client: TestClient
     assert client.get("/v1/labels/export", params={"sae": "nope"}).status_code == 404
     assert client.get("/v1/labels/export", params={"cursor": "nope"}).status_code == 404
     assert client.get("/v1/labels/export", params={"format": "neuronpedia"}).status_code == 422
-    assert json.loads(client.get("/v1/labels/export").text)["scopebase_labels"] == 1
+    assert json.loads(client.get("/v1/labels/export").text)["scopebase_labels"] == 2
 
 
 def test_requests_have_examples(client: TestClient) -> None:

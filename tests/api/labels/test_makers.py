@@ -18,6 +18,7 @@ import pytest
 
 from api.services.labels import asking, book
 from api.services.labels.book import Filter
+from api.services.labels.chat import Budget
 from api.services.labels.describer import TOP, describe
 from api.services.labels.describing import store_descriptions
 from api.services.labels.explaining import Plan, explain
@@ -28,7 +29,7 @@ from schema.layout import feature_key
 from schema.lookup import find_sae
 from schema.settings import Settings
 from schema.wire.questions import SampleProof, Token
-from scopebase.chat import Budget, Endpoint
+from scopebase.chat import Endpoint
 from scopebase.cli.label_makers import parse_features
 from tests.making import PROBLEMS, SONGS, TALES
 

@@ -38,6 +38,7 @@ from api.routes import (
     reading,
     rules,
     suite,
+    vectors,
 )
 from api.services.access.keyring import Keyring
 from api.services.library import Library
@@ -49,20 +50,9 @@ from schema.live import LiveModel
 from schema.meaning import Meaning
 
 ROUTES = (
-    catalog,
-    questions,
-    query,
-    gaps,
-    suite,
-    evaluations,
-    rules,
-    features,
-    reading,
-    generation,
-    label_packs,
-    labels,
-    audit,
-)
+    catalog, questions, query, gaps, suite, evaluations, rules, features, reading, vectors, generation, label_packs,
+    labels, audit,
+)  # fmt: skip
 """`label_packs` before `labels`: /labels/export before /labels/{label}."""
 DESCRIPTION = """Which features does one dataset cover that another does not? Answers over the index of a Scopebase home.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import select
-from torch import Tensor
+from torch import Tensor, arange, float64, from_numpy
 
 from indexer.encoder import Encoder, make_encoder
 from indexer.prepare import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
@@ -30,7 +30,7 @@ from indexer.subject import Described, Subject, choose_device, choose_dtype
 from schema.catalog import check_model
 from schema.errors import Conflict, InputError
 from schema.home import Home
-from schema.live import Fired, LiveText
+from schema.live import Fired, LiveText, Means
 from schema.lookup import find_sae
 from schema.packing import VALUE_OF_BITS, pack
 from schema.recipe import UNKNOWN, Recipe
@@ -74,17 +74,49 @@ class Live:
         self, texts: Sequence[str | Sequence[int]], saes: Sequence[str], *, mask: str, max_tokens: int
     ) -> list[LiveText]:
         """See `schema.live.LiveModel.read`."""
+        recipe = self._recipe(texts, mask, max_tokens)
+        known = [self._find(name) for name in dict.fromkeys(saes)]
+        found: list[LiveText] = self._run(self._read, texts, known, recipe).result()
+        return found
+
+    def means(
+        self, texts: Sequence[str], layers: Sequence[int], *, mask: str, max_tokens: int, last: bool = False
+    ) -> Means:
+        """See `schema.live.LiveModel.means`."""
+        recipe = self._recipe(texts, mask, max_tokens)
+        if max(layers) > self._subject.deepest:
+            raise InputError(f"layer {max(layers)}: the model was loaded up to layer {self._subject.deepest} only")
+        found: Means = self._run(self._means, texts, set(layers), recipe, last).result()
+        return found
+
+    def _recipe(self, texts: Sequence[object], mask: str, max_tokens: int) -> Recipe:
+        """How texts are read."""
         if not texts:
             raise InputError("give at least one text")
-        recipe = Recipe(
+        return Recipe(
             max_tokens=min(max_tokens, self._described.card.context or max_tokens),
             mask=mask,
             dtype=self.dtype,
             tokenizer_sha256=self.tokenizer_sha256,
         )
-        known = [self._find(name) for name in dict.fromkeys(saes)]
-        found: list[LiveText] = self._run(self._read, texts, known, recipe).result()
-        return found
+
+    def _means(self, texts: Sequence[str], layers: set[int], recipe: Recipe, last: bool) -> Means:
+        read = [self._tokens(place, text, recipe)[1] for place, text in enumerate(texts)]
+        totals = {layer: np.zeros(self._described.card.d_model) for layer in layers}
+        n_texts = n_tokens = 0
+        for group in cut_batches(read, self._budget()):
+            batch = make_batch(group)
+            kept = _last_only(batch) if last else batch.counts
+            residuals = self._residuals(batch, layers, kept)
+            for layer, residual in residuals.items():
+                totals[layer] += residual.sum(0, dtype=float64).cpu().numpy()
+            n_texts += int(batch.counts.any(dim=1).sum())
+            n_tokens += int(kept.sum())
+        return Means({layer: total / max(1, n_tokens) for layer, total in totals.items()}, n_texts, n_tokens)
+
+    def _budget(self) -> int:
+        """Tokens of a batch."""
+        return CPU_BATCH_TOKENS if self._subject.device.type == "cpu" else GPU_BATCH_TOKENS
 
     def _find(self, name: str) -> Sae:
         with self._home.database.reading() as session:
@@ -96,10 +128,9 @@ class Live:
     def _read(self, texts: Sequence[str | Sequence[int]], saes: list[Sae], recipe: Recipe) -> list[LiveText]:
         read = [self._tokens(place, text, recipe) for place, text in enumerate(texts)]
         found: list[dict[str, Fired]] = [{} for _ in texts]
-        budget = CPU_BATCH_TOKENS if self._subject.device.type == "cpu" else GPU_BATCH_TOKENS
-        for group in cut_batches([tokens for _, tokens in read], budget) if saes else ():
+        for group in cut_batches([tokens for _, tokens in read], self._budget()) if saes else ():
             batch = make_batch(group)
-            residuals = self._residuals(batch, {sae.layer for sae in saes})
+            residuals = self._residuals(batch, {sae.layer for sae in saes}, batch.counts)
             for sae in saes:
                 for tokens, fired in zip(group, self._fired(sae, residuals[sae.layer], batch), strict=True):
                     found[tokens.ordinal][sae.name] = fired
@@ -116,10 +147,10 @@ class Live:
             raise InputError(f"text {place + 1} has no token; give at least one character")
         return spelled, tokens
 
-    def _residuals(self, batch: Batch, layers: set[int]) -> dict[int, Tensor]:
-        """Layer -> (n_counting, d_model), the tokens that count."""
+    def _residuals(self, batch: Batch, layers: set[int], wanted: Tensor) -> dict[int, Tensor]:
+        """Layer -> (n_wanted, d_model), the tokens that are wanted."""
         kept: dict[int, Tensor] = {}
-        counts = batch.counts.to(self._subject.device)
+        counts = wanted.to(self._subject.device)
 
         def tap(layer: int, residual: Tensor) -> None:
             kept[layer] = residual[counts]
@@ -243,6 +274,11 @@ def _known(home: Home, described: Described) -> tuple[str, str | None]:
         newest = select(Run).where(Run.model_id == found.id).order_by(Run.finished.desc().nulls_last())
         recorded = (run.recipe["dtype"] for run in session.scalars(newest))
         return found.name, next((dtype for dtype in recorded if dtype != UNKNOWN), None)
+
+
+def _last_only(batch: Batch) -> Tensor:
+    """(n_texts, n_columns) True at each text's last token that counts."""
+    return arange(batch.counts.shape[1])[None] == from_numpy(batch.last)[:, None]
 
 
 def _by_position(

@@ -122,6 +122,7 @@ class Subject:
         model: nn.Module | None = None,
     ) -> None:
         self.device = device
+        self.deepest = deepest
         self.blocks = blocks
         self._model = model
         self._head = head

@@ -39,3 +39,11 @@ def best_labels(session: Session, sae_id: int, features: Sequence[int]) -> dict[
         chosen = select(Label).join(ranked, ranked.c.id == Label.id).where(ranked.c.rank == 1)
         best |= {label.feature: label for label in session.scalars(chosen)}
     return best
+
+
+def every_label(session: Session, sae_id: int, feature: int) -> list[Label]:
+    """All labels of a feature, the best first, the others by their votes."""
+    best = best_labels(session, sae_id, [feature]).get(feature)
+    where = (Label.sae_id == sae_id, Label.feature == feature, Label.deleted_at.is_(None))
+    found = session.scalars(select(Label).where(*where).order_by(Label.votes.desc(), Label.id)).all()
+    return sorted(found, key=lambda label: best is None or label.id != best.id)

@@ -37,6 +37,18 @@ class LiveText:
     truncated: bool = False
 
 
+@dataclass(frozen=True)
+class Means:
+    """Mean residuals of some texts, over the tokens that count."""
+
+    mean: dict[int, npt.NDArray[np.float64]]
+    """Layer -> (d_model,), over all tokens alike, so that long texts weigh more; zeros where there is none."""
+    n_texts: int
+    """Those with a token that counts."""
+    n_tokens: int
+    """Tokens that were averaged."""
+
+
 class LiveModel(Protocol):
     """A model and SAEs of the home, loaded. Safe for several threads; one call runs at a time."""
 
@@ -56,4 +68,16 @@ class LiveModel(Protocol):
             NotFound: an SAE that the home does not have.
             Conflict: its file is not the one that was indexed, or it belongs to another model.
             InputError: no text, or token ids that the model does not have.
+        """
+
+    def means(
+        self, texts: Sequence[str], layers: Sequence[int], *, mask: str, max_tokens: int, last: bool = False
+    ) -> Means:
+        """The mean of the residual stream after each of these blocks.
+
+        Args:
+            last: over each text's last token that counts, instead of all.
+
+        Raises:
+            InputError: no text, or a block that was not loaded.
         """

@@ -36,6 +36,7 @@ from scopebase.cli import (
     rules,
     serve,
     suite,
+    vector,
     verify,
 )
 from scopebase.cli.console import ERRORS
@@ -105,6 +106,7 @@ app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
+app.add_typer(vector.app, name="vector")
 app.add_typer(key.app, name="key")
 app.add_typer(database.app, name="db")
 app.add_typer(delete.app, name="delete")

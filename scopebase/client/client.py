@@ -14,9 +14,10 @@ from scopebase.client.generation import Generation
 from scopebase.client.labels import Labels
 from scopebase.client.questions import Questions
 from scopebase.client.transport import Transport
+from scopebase.client.vectors import Vectors
 
 
-class Client(Catalog, Questions, Features, Rules, Evaluations, Labels, Generation):
+class Client(Catalog, Questions, Features, Rules, Evaluations, Labels, Vectors, Generation):
     """A Scopebase service.
 
         with Client("https://scopebase.example.org", api_key="sb_...") as client:

@@ -168,3 +168,34 @@ def test_only_a_model_of_the_home_is_loaded(home: Home, tmp_path: Path) -> None:
 def test_the_arithmetic_is_that_of_the_index(live: Live) -> None:
     assert live.dtype == "float32"
     assert next(live._subject._decoder.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_means_are_those_of_the_plain_model(live: Live, model_dir: Path, last: bool) -> None:
+    """Texts of different lengths, one at a time through transformers, averaged in float64."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = [row["text"] for row in (*TALES[:7], *PROBLEMS[:3])]
+    tokenizer, network = AutoTokenizer.from_pretrained(model_dir), AutoModelForCausalLM.from_pretrained(model_dir)
+    special, found = set(tokenizer.all_special_ids), []
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        kept = [p for p, token in enumerate(ids) if p and token not in special]
+        with torch.no_grad():
+            hidden = network(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        found.append(torch.stack([hidden[2][0], hidden[3][0]])[:, kept[-1:] if last else kept].double())
+    expected = torch.cat(found, 1)
+    means = live.means(texts, [1, 2], mask="special,first", max_tokens=512, last=last)
+    assert (means.n_texts, means.n_tokens) == (10, expected.shape[1])
+    for place, layer in enumerate((1, 2)):
+        np.testing.assert_allclose(means.mean[layer], expected[place].mean(0).numpy(), atol=1e-5)
+
+
+def test_means_without_a_token_that_counts_are_zero_of_none(live: Live) -> None:
+    means = live.means(["a"], [0], mask="special,first", max_tokens=1)
+    assert (means.n_texts, means.n_tokens, float(np.abs(means.mean[0]).max())) == (0, 0, 0.0)
+
+
+def test_means_of_a_block_that_was_not_loaded_are_refused(home: Home, model_dir: Path) -> None:
+    with pytest.raises(InputError, match="layer 3: the model was loaded up to layer 1 only"):
+        open_live(home, str(model_dir), layers=[1]).means(["a b"], [3], mask="special,first", max_tokens=9)

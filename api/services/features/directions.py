@@ -115,6 +115,15 @@ def _whole(library: Library, sae: Sae) -> Block:
 
 
 def _stream(library: Library, sae: Sae) -> Iterator[Block]:
+    return (Block(features, _unit(columns)) for features, columns in stream_columns(library, sae))
+
+
+def stream_columns(library: Library, sae: Sae) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
+    """All decoder columns of an SAE as the home keeps them, block by block: ((n,) features, (n, d_model)).
+
+    Raises:
+        NotFound: the home does not have them.
+    """
     table = directions_table(sae.d_model)
     if read_direction(library, sae, sae.d_sae - 1) is None:
         raise no_directions(sae)
@@ -123,7 +132,7 @@ def _stream(library: Library, sae: Sae) -> Iterator[Block]:
         flat = batch.column("vector").flatten().to_numpy().astype(np.float32)
         if batch.num_rows:
             features = batch.column("key").to_numpy() & ((1 << FEATURE_BITS) - 1)
-            yield Block(features, _unit(flat.reshape(batch.num_rows, sae.d_model)))
+            yield features, flat.reshape(batch.num_rows, sae.d_model)
 
 
 def no_directions(sae: Sae) -> NotFound:

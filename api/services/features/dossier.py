@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sqlalchemy import select
 
 from api.services.cursors import read_cursor, write_cursor
 from api.services.evidence import common_tokens
@@ -19,7 +18,7 @@ from api.services.labels.describer import describe
 from api.services.library import Library
 from api.services.provenance import provenance
 from schema.lab import Label
-from schema.labels import best_labels
+from schema.labels import every_label
 from schema.layout import feature_key
 from schema.lookup import Subject, find_all_sources, find_feature, find_sources, segments_by_pair
 from schema.records import Pool
@@ -180,11 +179,8 @@ def _ranked(library: Library, subject: Subject, index: int, pool: Pool) -> Ranke
 def _labels(library: Library, subject: Subject, index: int) -> tuple[list[FeatureLabel], str | None]:
     """All labels of a feature, the best first, and its text."""
     with library.home.database.reading() as session:
-        best = best_labels(session, subject.sae.id, [index]).get(index)
-        where = (Label.sae_id == subject.sae.id, Label.feature == index, Label.deleted_at.is_(None))
-        every = session.scalars(select(Label).where(*where).order_by(Label.votes.desc(), Label.id)).all()
-    ordered = sorted(every, key=lambda label: best is None or label.id != best.id)
-    return [_label(label) for label in ordered], best.text if best else None
+        every = every_label(session, subject.sae.id, index)
+    return [_label(label) for label in every], every[0].text if every else None
 
 
 def _label(label: Label) -> FeatureLabel:

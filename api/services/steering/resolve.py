@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.services.features.directions import read_columns
@@ -13,8 +10,9 @@ from api.services.library import Library
 from api.services.rules.book import find_rule, rule_item
 from api.services.rules.expressions import leaves
 from api.services.steering.contradictions import NEED_ENCODER, check_spec, check_together
-from api.services.steering.stored import find_usable, vectors_of
-from schema.errors import Conflict, InputError, NotFound, not_found
+from api.services.steering.models import check_layers, find_model
+from api.services.steering.stored import at_layer, find_usable, vectors_of
+from schema.errors import Conflict, InputError, NotFound
 from schema.generation import Condition, Op
 from schema.lookup import check_index, find_all_sources, find_feature, find_sae
 from schema.names import parse_versioned
@@ -42,25 +40,6 @@ def resolve(library: Library, steering: Steering, model: str) -> tuple[tuple[Op,
         condition = None if steering.when is None else _condition(session, own, steering.when)
     check_together(found)
     return tuple(found), condition
-
-
-def find_model(session: Session, name: str) -> Model:
-    """The model of this name.
-
-    Raises:
-        NotFound: there is none.
-    """
-    found = session.scalars(select(Model).where(Model.name == name)).one_or_none()
-    if found is None:
-        raise not_found("model", name, session.scalars(select(Model.name)), "scopebase models")
-    return found
-
-
-def check_layers(model: Model, layers: Sequence[int], what: str) -> None:
-    """Raises InputError for layers that the model does not have."""
-    outside = [layer for layer in layers if not 0 <= layer < model.n_layers]
-    if outside:
-        raise InputError(f"{what}: layer {outside[0]}, but {model.name} has layers 0 to {model.n_layers - 1}")
 
 
 def largest_activation(library: Library, session: Session, sae: Sae, index: int) -> float | None:
@@ -110,13 +89,9 @@ def _of_vector(session: Session, model: Model, place: int, spec: OpSpec) -> list
     if row.model_id != model.id:
         bound = session.get_one(Model, row.model_id).name
         raise Conflict(f"vector {name} was made for model {bound}, but {model.name} is loaded")
-    found = vectors_of(row)
-    if spec.layer is not None and spec.layer not in found:
-        if len(found) > 1:
-            have = ", ".join(map(str, found))
-            raise InputError(f"steering.ops.{place}: vector {name} has layers {have}, and none {spec.layer}")
-        found = {spec.layer: next(iter(found.values()))}
-    chosen = found if spec.layer is None else {spec.layer: found[spec.layer]}
+    chosen = vectors_of(row)
+    if spec.layer is not None:
+        chosen = at_layer(chosen, spec.layer, f"steering.ops.{place}: vector {name}")
     return [
         Op(place, name, layer, spec.mode, spec.strength, spec.unit, np.ascontiguousarray(vector), where=spec.where)
         for layer, vector in chosen.items()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from schema.errors import Conflict, NotFound, WorkFailed, not_found
+from schema.errors import Conflict, InputError, NotFound, WorkFailed, not_found
 from schema.names import parse_versioned
 from schema.steer import SteeringVector
 
@@ -65,3 +65,14 @@ def vectors_of(row: SteeringVector) -> dict[int, Floats]:
         )
     block = np.frombuffer(row.data, "<f4").reshape(len(row.layers), row.d_model).astype(np.float32)
     return dict(zip(row.layers, block, strict=True))
+
+
+def at_layer(found: dict[int, Floats], layer: int, what: str) -> dict[int, Floats]:
+    """The one of several layers that is wanted; the only one, wherever it is put.
+
+    Raises:
+        InputError: there are several, and not that one.
+    """
+    if layer not in found and len(found) > 1:
+        raise InputError(f"{what} has layers {', '.join(map(str, found))}, and none {layer}")
+    return {layer: found[layer] if layer in found else next(iter(found.values()))}

@@ -38,10 +38,12 @@ from api.routes import (
     reading,
     rules,
     suite,
+    sweeps,
     vectors,
 )
 from api.services.access.keyring import Keyring
 from api.services.library import Library
+from api.services.sweeps.runner import Runner
 from api.services.version import running_version
 from schema.errors import ScopebaseError, TooMany
 from schema.generation import Generator
@@ -50,7 +52,7 @@ from schema.live import LiveModel
 from schema.meaning import Meaning
 
 ROUTES = (
-    catalog, questions, query, gaps, suite, evaluations, rules, features, reading, vectors, generation, label_packs,
+    catalog, questions, query, gaps, suite, evaluations, rules, features, reading, vectors, generation, sweeps, label_packs,
     labels, audit,
 )  # fmt: skip
 """`label_packs` before `labels`: /labels/export before /labels/{label}."""
@@ -79,6 +81,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        app.state.sweeps.close()
         home.close()
 
     app: FastAPI = FastAPIOffline(  # brings the files of /docs along, for machines without internet
@@ -91,6 +94,7 @@ def create_app(
     app.state.library = Library(home, meaning)
     app.state.live = live or generator
     app.state.generator = generator
+    app.state.sweeps = Runner(app.state.library)
     app.include_router(health.router, prefix="/v1")
     for module in ROUTES:
         app.include_router(module.router, prefix="/v1", dependencies=[needs("read")])

@@ -41,11 +41,13 @@ from api.routes import (
     reading,
     rules,
     suite,
+    sweeps,
     vectors,
 )
 from api.services.access.keyring import Keyring
 from api.services.labels.chat import Explainer
 from api.services.library import Library
+from api.services.sweeps.runner import Runner
 from api.services.version import running_version
 from schema.errors import ScopebaseError, TooMany
 from schema.generation import Generator
@@ -65,6 +67,7 @@ ROUTES = (
     reading,
     generation,
     vectors,
+    sweeps,
     label_packs,
     label_makers,
     labels,
@@ -98,6 +101,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        app.state.sweeps.close()
         home.close()
 
     app: FastAPI = FastAPIOffline(  # brings the files of /docs along, for machines without internet
@@ -112,6 +116,7 @@ def create_app(
     app.state.live = live or generator
     app.state.generator = generator
     app.state.explainer = explainer
+    app.state.sweeps = Runner(app.state.library)
     app.include_router(health.router, prefix="/v1")
     app.include_router(metrics.router, dependencies=[needs("read")])
     for module in ROUTES:

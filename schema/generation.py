@@ -162,6 +162,19 @@ class Generator(LiveModel, Protocol):
             WorkFailed: the engine is closing, or its model is out of order.
         """
 
+    def score(self, texts: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """How likely the unsteered model finds texts: for each, the log-probability of its tokens from place `first` on, each given
+        all before it. One call waits for its turn between the steps of what is being generated.
+
+        Args:
+            texts: token ids, prompts included.
+            firsts: at least 1 each, for nothing stands before the first token.
+
+        Raises:
+            InputError: a text longer than the context, ids that the model does not have, or a `first` below 1.
+            WorkFailed: see `submit`.
+        """
+
     def fault(self) -> str | None:
         """Why it cannot generate, in one sentence; None while it can."""
 

@@ -43,9 +43,29 @@ class Sweep(Base):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     request: Mapped[dict[str, Any]] = mapped_column(Json)
-    points: Mapped[list[Any]] = mapped_column(Json, default=list)
+    plan: Mapped[dict[str, Any]] = mapped_column(Json)
+    """What the request came to: token ids of the prompts, the controls that were drawn, hashes, versions, points."""
+    n_points: Mapped[int]
     summary: Mapped[dict[str, Any] | None] = mapped_column(Json)
     """None until every point is there."""
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why it stopped; None where it did not, or goes on."""
     author: Mapped[str] = mapped_column(String(128))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class SweepPoint(Base):
+    """One point of a sweep that is done: what was generated there and what was measured of it."""
+
+    __tablename__ = "sweep_points"
+    __table_args__ = (UniqueConstraint("sweep_id", "place"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sweep_id: Mapped[int] = mapped_column(ForeignKey("sweeps.id"))
+    place: Mapped[int]
+    """In the plan's points."""
+    measured: Mapped[dict[str, Any]] = mapped_column(Json)
+    """Numbers a prompt: all that intervals are made of."""
+    texts: Mapped[list[Any]] = mapped_column(Json, deferred=True)
+    """Each generated text, by prompt, then sample."""
+    done_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 
@@ -23,6 +25,7 @@ from steering.hooks import Program, Steerer
 from steering.prompts import PromptReader
 from steering.queue import Line, Work
 from steering.sampler import Draw
+from steering.scoring import check_texts, score_texts
 from steering.spelling import Spelling
 from steering.writing import Writer
 
@@ -90,6 +93,15 @@ class TorchGenerator(Live):
             program = self._steerer.program(choice) if choice.ops else None
             work.lines.append(self._line(work, choice, place, program))
         self._engine.put(work.lines)
+
+    def score(self, texts: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """See `schema.generation.Generator.score`."""
+        check_texts(texts, firsts, self._vocabulary, self.context)
+        model = self._subject.model
+        found: list[npt.NDArray[np.float32]] = self._engine.run(
+            score_texts, model, self._device, texts, firsts, self._vocabulary
+        ).result()
+        return found
 
     def fault(self) -> str | None:
         """See `schema.generation.Generator.fault`."""

@@ -38,14 +38,28 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("model_id", sa.Integer(), nullable=False),
         sa.Column("request", JSON, nullable=False),
-        sa.Column("points", JSON, nullable=False),
+        sa.Column("plan", JSON, nullable=False),
+        sa.Column("n_points", sa.Integer(), nullable=False),
         sa.Column("summary", JSON, nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
         sa.Column("author", sa.String(length=128), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_sweeps_model_id_models")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sweeps")),
         sa.UniqueConstraint("name", name=op.f("uq_sweeps_name")),
+    )
+    op.create_table(
+        "sweep_points",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("sweep_id", sa.Integer(), nullable=False),
+        sa.Column("place", sa.Integer(), nullable=False),
+        sa.Column("measured", JSON, nullable=False),
+        sa.Column("texts", JSON, nullable=False),
+        sa.Column("done_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["sweep_id"], ["sweeps.id"], name=op.f("fk_sweep_points_sweep_id_sweeps")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sweep_points")),
+        sa.UniqueConstraint("sweep_id", "place", name=op.f("uq_sweep_points_sweep_id")),
     )
     op.create_table(
         "removals",
@@ -63,6 +77,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_table("sweep_points")
     op.drop_table("removals")
     op.drop_table("sweeps")
     op.drop_table("steering_vectors")

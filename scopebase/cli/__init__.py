@@ -33,9 +33,11 @@ from scopebase.cli import (
     labels,
     query,
     reading,
+    recipe,
     rules,
     serve,
     suite,
+    sweeps,
     vector,
     verify,
 )
@@ -106,6 +108,8 @@ app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("demo")(demo.demo)
 app.add_typer(rules.app, name="rule")
+sweeps.app.command("recipe")(recipe.recipe)
+app.add_typer(sweeps.app, name="sweep")
 app.add_typer(vector.app, name="vector")
 app.add_typer(key.app, name="key")
 app.add_typer(database.app, name="db")

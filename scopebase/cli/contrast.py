@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.text import Text
@@ -15,6 +15,17 @@ from scopebase.cli.answers import library
 from scopebase.cli.console import OUT, print_json, shown, table
 from scopebase.cli.live import DeviceOption, ModelOption, SaeDirOption, SaesOption, load_for
 from scopebase.cli.options import Home, Json, checked, wants_json
+from scopebase.cli.rule_options import read_json
+
+if TYPE_CHECKING:
+    from api.services.library import Library
+
+SideWhere = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help='With --datasets: only its samples like this, as JSON: \'{"language": "en"}\'.', show_default=False
+    ),
+]
 
 
 def contrast(
@@ -34,7 +45,13 @@ def contrast(
         Optional[str],  # noqa: UP045
         typer.Option("--datasets", help="Stored samples instead of texts: POSITIVE,NEGATIVE.", show_default=False),
     ] = None,
+    positive_where: SideWhere = None,
+    negative_where: SideWhere = None,
     sae: SaesOption = None,
+    set_: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--set", help="The SAEs of every layer of this set.", show_default=False),
+    ] = None,
     sort: Annotated[
         ContrastSort, typer.Option("--sort", help="By mean activation, or by the rate of texts that fire.")
     ] = "mean_difference",
@@ -52,16 +69,18 @@ def contrast(
     """Features that tell two sets of texts apart; loads the model for texts, and none for stored datasets."""
     from api.services.features.contrast import contrast as ask
 
-    sides: dict[str, Any] = {"positive": _texts(positive), "negative": _texts(negative)}
-    if datasets is not None:
-        one, comma, two = datasets.partition(",")
-        if positive or negative or not comma:
-            raise InputError(f"--datasets {datasets!r}: write POSITIVE,NEGATIVE, and give no texts with it")
-        sides = {"positive": {"dataset": one}, "negative": {"dataset": two}}
-    asked = {**sides, "saes": sae or [], "sort": sort, "limit": limit, "samples": samples, "seed": seed}
+    asked = {
+        **sides_of(positive, negative, datasets, (positive_where, negative_where)),
+        "saes": sae or [],
+        "set": set_,
+        "sort": sort,
+        "limit": limit,
+        "samples": samples,
+        "seed": seed,
+    }
     request = checked(ContrastRequest, asked)
     with library(home) as books:
-        live = None if datasets is not None else load_for(books, sae or (), model, sae_dir, device)
+        live = None if datasets is not None else load_for(books, sae or of_set(books, set_), model, sae_dir, device)
         answer = ask(books, live, request)
     if wants_json(json):
         print_json(answer)
@@ -69,7 +88,35 @@ def contrast(
         show_contrast(answer)
 
 
-def _texts(given: Sequence[str] | None) -> list[str]:
+def sides_of(
+    positive: Sequence[str] | None, negative: Sequence[str] | None, datasets: str | None, where: Sequence[str | None]
+) -> dict[str, Any]:
+    """Both sides of a contrast: texts, or two datasets, whole or sliced."""
+    if datasets is None:
+        return {"positive": read_texts(positive), "negative": read_texts(negative)}
+    one, _, two = datasets.partition(",")
+    if positive or negative or not (two or any(where)):
+        raise InputError(f"--datasets {datasets!r}: write POSITIVE,NEGATIVE, and give no texts with it")
+    options = ("--positive-where", "--negative-where")
+    parts = [read_json(option, text) or {} for option, text in zip(options, where, strict=True)]
+    names = (one, two or one)
+    return {
+        side: {"dataset": name, "where": part}
+        for side, name, part in zip(("positive", "negative"), names, parts, strict=True)
+    }
+
+
+def of_set(books: Library, set_: str | None) -> list[str]:
+    """The names of a set's SAEs."""
+    from sqlalchemy import select
+
+    from schema.tables import Sae
+
+    with books.home.database.reading() as session:
+        return list(session.scalars(select(Sae.name).where(Sae.set_name == set_))) if set_ else []
+
+
+def read_texts(given: Sequence[str] | None) -> list[str]:
     """The texts; `@FILE` stands for the lines of a file."""
     texts = []
     for each in given or ():
@@ -105,12 +152,13 @@ def show_contrast(answer: ContrastAnswer) -> None:
 
 def _contrast_table(each: SaeContrast) -> None:
     OUT.print(Text(f"\n{each.sae}", style="bold"))
-    heads = ("feature", "mean +", "mean −", "rate +", "rate −", "q")
+    heads = ("feature", "mean +", "mean −", "d", "rate +", "rate −", "q")
     made = table(*heads, "label", right=set(heads))
     for item in each.data:
+        size = "–" if item.effect_size is None else f"{item.effect_size:.2f}"
         q = "–" if item.q_value is None else f"{item.q_value:.1g}"
         means, rates = [f"{m:.3g}" for m in item.means], [f"{r:.0%}" for r in item.rates]
-        made.add_row(str(item.index), *means, *rates, q, shown(item.label or ""))
+        made.add_row(str(item.index), *means, size, *rates, q, shown(item.label or ""))
     OUT.print(made)
     made_with = each.provenance
     OUT.print(

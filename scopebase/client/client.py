@@ -13,11 +13,12 @@ from scopebase.client.features import Features
 from scopebase.client.generation import Generation
 from scopebase.client.labels import Labels
 from scopebase.client.questions import Questions
+from scopebase.client.sweeps import Sweeps
 from scopebase.client.transport import Transport
 from scopebase.client.vectors import Vectors
 
 
-class Client(Catalog, Questions, Features, Rules, Evaluations, Labels, Vectors, Generation):
+class Client(Catalog, Questions, Features, Rules, Evaluations, Labels, Vectors, Generation, Sweeps):
     """A Scopebase service.
 
         with Client("https://scopebase.example.org", api_key="sb_...") as client:

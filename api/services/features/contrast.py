@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import comb
 from scipy.stats import t as student
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from api.services.evidence import Place, read_details
 from api.services.features.neighbours import labels_of
@@ -23,7 +25,7 @@ from api.services.provenance import provenance
 from api.services.slices import select_samples
 from api.services.statistics import benjamini_hochberg, fisher_exact, rate_difference_interval
 from schema import deadline
-from schema.errors import InputError, NoModel
+from schema.errors import Conflict, InputError, NoModel, not_found
 from schema.live import LiveModel
 from schema.lookup import Source, Subject, find_sources, newest_snapshot
 from schema.tables import Sae
@@ -104,10 +106,23 @@ def contrast(library: Library, live: LiveModel | None, request: ContrastRequest)
 Found = list[tuple[Sae, tuple[Side, Side], Provenance]]
 
 
+def _saes(session: Session, request: ContrastRequest, model: str | None = None) -> list[Sae]:
+    """The SAEs of a question; those of a set by layer."""
+    if request.set is None:
+        return find_saes(session, request.sae, request.saes)
+    query = select(Sae).where(Sae.set_name == request.set).order_by(Sae.layer)
+    found = [sae for sae in session.scalars(query) if model is None or sae.model.name == model]
+    if not found:
+        raise not_found("set of SAEs", request.set, session.scalars(select(Sae.set_name).distinct()), "scopebase saes")
+    if len({sae.model_id for sae in found}) > 1:
+        raise Conflict(f"several models have SAEs of set {request.set}; name the SAEs of one of them in saes")
+    return found
+
+
 def _live(library: Library, live: LiveModel, request: ContrastRequest) -> Found:
     """Reads the texts of both sides."""
     with library.home.database.reading() as session:
-        saes = find_saes(session, request.sae, request.saes)
+        saes = _saes(session, request, live.name)
         mask = request.mask or usual_mask(session, saes[0])
         snapshot = newest_snapshot(session)
     sides = {sae.name: (Side(sae.d_sae), Side(sae.d_sae)) for sae in saes}
@@ -133,7 +148,7 @@ def _stored(library: Library, request: ContrastRequest) -> tuple[Found, tuple[in
     slices = (request.positive, request.negative)
     assert all(isinstance(each, Slice) for each in slices)
     with library.home.database.reading() as session:
-        saes = find_saes(session, request.sae, request.saes)
+        saes = _saes(session, request)
         names = list(dict.fromkeys(each.dataset for each in slices if isinstance(each, Slice)))
         subjects = [find_sources(session, sae.name, names) for sae in saes]
     drawn: list[Ints] = []
@@ -191,6 +206,8 @@ def _ranked(
     rates = one.fires[tested] / one.n - two.fires[tested] / two.n
     p = _p_values(one, two, tested, request)
     q = benjamini_hochberg(p) if p is not None else None
+    rate_q = benjamini_hochberg(fisher_exact(one.fires[tested], one.n, two.fires[tested], two.n))
+    sizes = _effect_sizes(one, two, tested)
     low, high = rate_difference_interval(one.fires[tested], one.n, two.fires[tested], two.n)
     first, second = (means, rates) if request.sort == "mean_difference" else (rates, means)
     order = np.lexsort((tested, -second, -first))[: request.limit]
@@ -205,12 +222,14 @@ def _ranked(
                 label=labels.get(index),
                 means=(float(one.mean[index]), float(two.mean[index])),
                 mean_difference=float(means[i]),
+                effect_size=None if np.isnan(sizes[i]) else float(sizes[i]),
                 counts=(int(one.fires[index]), int(two.fires[index])),
                 rates=(float(one.fires[index] / one.n), float(two.fires[index] / two.n)),
                 rate_difference=float(rates[i]),
                 rate_interval=(float(low[i]), float(high[i])),
                 p_value=None if p is None else float(p[i]),
                 q_value=None if q is None else float(q[i]),
+                rate_q_value=float(rate_q[i]),
             )
         )
     return SaeContrast(sae=sae.name, data=data, n_tested=len(tested), provenance=made)
@@ -233,3 +252,15 @@ def _p_values(one: Side, two: Side, tested: Ints, request: ContrastRequest) -> F
     p = 2 * student.sf(np.abs(difference) / np.sqrt(safe), np.where(constant, 1.0, freedom))
     p = np.where(constant, difference == 0, p)
     return np.asarray(np.maximum(p, min(1.0, 2 / comb(one.n + two.n, one.n))))
+
+
+def _effect_sizes(one: Side, two: Side, tested: Ints) -> Floats:
+    """Cohen's d of each feature; NaN where the texts of either side are all alike."""
+    freedom = one.n + two.n - 2
+    if freedom < 1:
+        return np.full(len(tested), np.nan)
+    squares = sum((side.squares - side.total**2 / side.n)[tested] for side in (one, two))
+    spread = np.sqrt(np.maximum(squares, 0) / freedom)
+    means = one.mean[tested] + two.mean[tested]
+    alike = spread <= 1e-6 * means
+    return np.divide(one.mean[tested] - two.mean[tested], spread, out=np.full(len(tested), np.nan), where=~alike)

@@ -105,7 +105,7 @@ class Prompts:
 def _part(seat: Seat, pad: int, begin: int, end: int) -> Row:
     """What lies of a prompt in the columns of a pass."""
     first = max(begin - pad, 0)
-    return Row(seat.program, tuple(seat.ids[first : end - pad]), first, seat.n_prompt, max(pad - begin, 0))
+    return Row(seat.program, tuple(seat.ids[first : max(end - pad, 0)]), first, seat.n_prompt, max(pad - begin, 0))
 
 
 class Batch:

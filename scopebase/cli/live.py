@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from schema.errors import InputError
-from schema.home import Home
 from scopebase.cli.console import DrawnProgress
 
 if TYPE_CHECKING:
     from api.services.library import Library
     from indexer.live import Live
+    from schema.home import Home
     from steering.generator import TorchGenerator
 
 SaeDirOption = Annotated[

@@ -35,7 +35,7 @@ from schema.settings import Settings
 from schema.steer import Sweep, SweepPoint
 from schema.wire.contrast import ProposeRequest
 from schema.wire.sweeps import SweepAnswer, SweepRequest
-from tests.api.plain_generator import PlainGenerator
+from tests.api.sweeps.plain_generator import PlainGenerator
 from tests.making import SONGS
 
 SAE = "tiny-qwen3/2-tiny"
@@ -215,8 +215,8 @@ from api.services.sweeps.book import begin
 from api.services.sweeps.work import work
 from schema.home import open_home
 from schema.settings import Settings
-from tests.api.plain_generator import PlainGenerator
-from tests.api.test_sweeps import asked
+from tests.api.sweeps.plain_generator import PlainGenerator
+from tests.api.sweeps.test_sweeps import asked
 books = Library(open_home(Settings.read(Path(sys.argv[1]), {})))
 generator = PlainGenerator(books.home, Path(sys.argv[2]))
 begin(books, generator, asked(), "ann")

@@ -39,7 +39,10 @@ AsOf = Annotated[int | None, Query(ge=1, le=1 << 31, description="Answer as of t
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items a page")]
 Cursor = Annotated[str | None, Query(pattern=PATTERN, description="`next_cursor` of the page before")]
 DatasetName = Annotated[
-    str, Query(max_length=80, description="`<name>`, or `<name>@<version>` or `<name>@run<run>` for an older one")
+    str,
+    Query(
+        min_length=1, max_length=80, description="`<name>`, or `<name>@<version>` or `<name>@run<run>` for an older one"
+    ),
 ]
 WhereParam = Annotated[
     str | None,

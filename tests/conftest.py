@@ -13,6 +13,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # each of pytest's workers has a core; and a row's bits do not depend on its neighbours'
 
 import scopebase  # noqa: F401  - makes the rooms importable
 from schema.settings import Settings

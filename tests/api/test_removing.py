@@ -35,6 +35,7 @@ from tests.scopebase.test_client import serving
 
 NAMES = ("problems", "songs", "tales")
 SAE = "tiny-qwen3/1-tiny"
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -110,6 +111,7 @@ def test_the_same_index_command_makes_it_again(
         assert session.scalar(select(func.count()).select_from(Run)) == 3
 
 
+@on_sqlite
 def test_answers_as_of_an_earlier_snapshot_are_refused_only_where_they_would_differ(home: Home) -> None:
     with home.database.reading() as session:
         order = [run.dataset.name for run in session.scalars(select(Run).order_by(Run.finished))]
@@ -120,6 +122,7 @@ def test_answers_as_of_an_earlier_snapshot_are_refused_only_where_they_would_dif
         overlap(library, SAE, order[:2], as_of=3)
 
 
+@on_sqlite
 def test_an_sae_goes_from_every_run_and_its_labels_only_where_that_is_said(home: Home) -> None:
     library = Library(home)
     create(library, NewLabel(feature=f"{SAE}/3", text="rhymes"), "ann")
@@ -168,6 +171,7 @@ def test_who_dies_before_the_store_is_trimmed_leaves_it_to_the_next_command(
         assert session.scalars(select(Removal)).one().trimmed_at is not None
 
 
+@on_sqlite
 def test_rows_that_a_late_committer_publishes_go_too(home: Home) -> None:
     """A committer may have read the ledger just before the removal, and publish just after it."""
     import lance
@@ -184,6 +188,7 @@ def test_rows_that_a_late_committer_publishes_go_too(home: Home) -> None:
     assert run.id not in owners(home, "tokens")
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("choose", "error", "said"),
     [
@@ -200,6 +205,7 @@ def test_what_is_not_there_is_said(
         tell(library.home, choose())
 
 
+@on_sqlite
 def test_only_an_admin_removes_over_http(home: Home) -> None:
     with home.database.writing() as session:
         secrets = [create_key(session, scope, scope, None, "ann")[1] for scope in ("write", "admin")]
@@ -217,6 +223,7 @@ def test_only_an_admin_removes_over_http(home: Home) -> None:
             assert [entry.action for entry in admin.audit().data][:2] == ["sae.remove", "dataset.remove"]
 
 
+@on_sqlite
 def test_the_command_says_what_goes_and_wants_a_yes(
     settings: Settings, home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from schema.keys import create_key
 from schema.settings import Settings
 from tests.api.generation.scripted import Scripted
 
-N_EXAMPLES = {GenerationMode.POSITIVE: 8, GenerationMode.NEGATIVE: 4}
+N_EXAMPLES = {GenerationMode.POSITIVE: 6, GenerationMode.NEGATIVE: 3}
 """Requests a route; hypothesis adds some when one fails."""
 SAE = "tiny-qwen3/2-tiny"
 HERE = {
@@ -83,8 +83,10 @@ def described(indexed: Settings, tmp_path_factory: pytest.TempPathFactory) -> An
 
 
 def test_nothing_is_found(described: Any, subtests: pytest.Subtests) -> None:
-    for result in described.get_all_operations():
-        operation = result.ok()
+    operations = [result.ok() for result in described.get_all_operations()]
+    for operation in sorted(
+        operations, key=lambda each: each.label.startswith("DELETE")
+    ):  # what is removed answers nothing more
         for mode, n in N_EXAMPLES.items():
             with (
                 subtests.test(f"{operation.label}, {mode.value}"),

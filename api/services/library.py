@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeVar
@@ -17,7 +16,8 @@ import lance
 import numpy as np
 import numpy.typing as npt
 
-from api.services.held import Held
+from api.services.held import Held, Shelf
+from api.services.written import Written
 from schema.errors import WorkFailed
 from schema.home import Home
 from schema.layout import sample_key
@@ -32,6 +32,7 @@ COUNTS_BYTES = 1 << 30
 HELD_BYTES = 1 << 30
 """Of token counts and decoder directions."""
 ANSWERS_BYTES = 256 << 20
+SMALL_BYTES = 16 << 10
 Answer = TypeVar("Answer")
 
 
@@ -68,9 +69,7 @@ class Library:
         self.store = home.store
         self._counts = Held(COUNTS_BYTES)
         self.held = Held(HELD_BYTES)
-        self._answers: OrderedDict[object, object] = OrderedDict()
-        self._sizes: dict[object, int] = {}
-        self._remembered_bytes = 0
+        self._pages, self._wholes = Shelf(ANSWERS_BYTES), Shelf(ANSWERS_BYTES)
         self._opened: dict[str, tuple[object, Any]] = {}
         self._lock = threading.Lock()
         self._seen = (-1, 0.0)
@@ -130,19 +129,15 @@ class Library:
         """The result of a computation over finished runs, kept for the next pages of the same question.
 
         Arrays and bytes: of answers `Written` ones, because a million small objects cost the service half a second now and then.
+        Those have a shelf of their own, from which the large results that they are pages of do not push them out.
         """
-        with self._lock:
-            if key in self._answers:
-                self._answers.move_to_end(key)
-                return self._answers[key]  # type: ignore[return-value]
+        for shelf in (self._pages, self._wholes):
+            found = shelf.find(key)
+            if found is not None:
+                return found
         answer = compute()
         size = n_bytes(answer)
-        with self._lock:
-            self._remembered_bytes += size - self._sizes.get(key, 0)
-            self._answers[key], self._sizes[key] = answer, size
-            while len(self._answers) > 1 and self._remembered_bytes > ANSWERS_BYTES:
-                oldest, _ = self._answers.popitem(last=False)
-                self._remembered_bytes -= self._sizes.pop(oldest)
+        (self._pages if isinstance(answer, Written) or size < SMALL_BYTES else self._wholes).put(key, answer, size)
         return answer
 
 

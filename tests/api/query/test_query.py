@@ -421,9 +421,10 @@ def test_kept_answers_are_bounded(library: Library, monkeypatch: pytest.MonkeyPa
     """Each of these holds 800 bytes; with room for 2,000 the third puts the longest unused one out."""
     monkeypatch.setattr("api.services.library.ANSWERS_BYTES", 2000)
     made: list[int] = []
+    books = Library(library.home)
 
     def ask_for(number: int) -> None:
-        library.remembered(("kept", number), lambda: made.append(number) or {"of": [np.zeros(100)]})  # type: ignore[func-returns-value]
+        books.remembered(("kept", number), lambda: made.append(number) or {"of": [np.zeros(100)]})  # type: ignore[func-returns-value]
 
     for number in (1, 2, 1, 3, 1, 2):
         ask_for(number)

@@ -17,6 +17,7 @@ from api.app import create_app
 from api.gate.access import Access
 from api.services import firing
 from api.services.evaluations.model_order import tau_curve
+from api.services.held import Shelf
 from api.services.library import Library
 from api.services.query.query import query_features
 from api.services.questions.overlap import overlap
@@ -86,7 +87,7 @@ def test_what_only_computes_stops(work: Callable[[], Any]) -> None:
 )
 def test_questions_stop_though_all_counts_are_in_memory(library: Library, work: Callable[[Library], Any]) -> None:
     work(library)
-    library._answers.clear()
+    library._pages, library._wholes = Shelf(1 << 20), Shelf(1 << 20)
     late(lambda: work(library))
 
 

@@ -15,7 +15,7 @@ demo: .venv/installed            ## train a small model and SAEs, index five dat
 	$(BIN)/scopebase demo
 
 test: .venv/installed            ## the whole suite, on both cores
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: .venv/installed           ## format, lint, types, import contracts, docs, then the tests
 	$(BIN)/ruff format --check .

@@ -177,6 +177,8 @@ def find_sources(session: Session, sae_name: str | None, datasets: Sequence[str]
     """
     sae = find_sae(session, sae_name)
     snapshot = check_snapshot(session, as_of)
+    if as_of is not None:  # what is kept of an older snapshot may have been removed since
+        refuse_removed(session, snapshot, sae.id, [parse_dataset(text).name for text in datasets])
     found = [_known_runs(session, sae, text, snapshot) for text in datasets]
     shared = set.intersection(*({source.recipe.comparable for source in each} for each in found))
     if not shared:
@@ -220,7 +222,6 @@ def _runs_of(session: Session, sae: Sae, text: str, snapshot: int) -> list[Sourc
         .order_by(Run.finished)
     )
     sources = [_source(*row) for row in rows]
-    refuse_removed(session, snapshot, sae.id, [name])
     if not sources:
         raise _nothing(session, sae, name, text)
     return sources

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Protocol
 
 import typer
 
@@ -125,18 +125,18 @@ def _rule(when: str | None) -> dict[str, str] | None:
     return None if when is None else {"rule": when}
 
 
-class Source:
+class Source(Protocol):
     """Where texts come from."""
 
     def answer(self, body: Body) -> Answer:
-        raise NotImplementedError
+        """The whole answer."""
 
     def chunks(self, body: Body) -> Iterator[Chunk]:
-        raise NotImplementedError
+        """The answer as it comes."""
 
 
 @dataclass
-class Here(Source):
+class Here:
     """A model loaded in this process."""
 
     books: Library
@@ -162,7 +162,7 @@ class Here(Source):
 
 
 @dataclass
-class There(Source):
+class There:
     """A running service."""
 
     client: Any

@@ -115,8 +115,9 @@ def test_the_same_index_command_makes_it_again(
 def test_answers_as_of_an_earlier_snapshot_are_refused_only_where_they_would_differ(home: Home) -> None:
     with home.database.reading() as session:
         order = [run.dataset.name for run in session.scalars(select(Run).order_by(Run.finished))]
-    do(home, a_dataset(order[0]), "ann")
     library = Library(home)
+    overlap(library, SAE, order[:2], as_of=3)  # a service that has answered it before refuses it too
+    do(home, a_dataset(order[0]), "ann")
     assert overlap(library, SAE, order[1:], as_of=3).provenance.snapshot == 3
     with pytest.raises(Conflict, match=f"as of 3 there was an index of {order[0]} that was removed since"):
         overlap(library, SAE, order[:2], as_of=3)

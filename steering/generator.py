@@ -18,8 +18,10 @@ from indexer.subject import Described
 from schema.errors import InputError
 from schema.generation import Choice, Event, Sampling
 from schema.home import Home
+from schema.names import parse_feature
 from steering.batch import Passes
 from steering.cache import token_bytes
+from steering.conditions import features
 from steering.engine import Engine, Limits
 from steering.hooks import Program, Steerer
 from steering.prompts import PromptReader
@@ -79,7 +81,7 @@ class TorchGenerator(Live):
             raise InputError("give at least one choice to generate")
         for choice in choices:
             self._check(choice)
-        for name in {op.sae for choice in choices for op in choice.ops if op.sae is not None}:
+        for name in {name for choice in choices for name in _saes(choice)}:
             self.encoder(name)  # loaded here, so that the batch need not wait for it
         work = Work(deliver)
         if any(choice.ops for choice in choices):  # programs are the model's thread's
@@ -192,6 +194,13 @@ def end_tokens(described: Described, model: Any) -> frozenset[int]:
     return frozenset(
         int(id_) for each in named if each is not None for id_ in (each if isinstance(each, list) else [each])
     )
+
+
+def _saes(choice: Choice) -> set[str]:
+    """The SAEs whose features are read or steered."""
+    named = {op.sae for op in choice.ops if op.sae is not None}
+    watched = features(choice.when.expression) if choice.when is not None and choice.ops else ()
+    return named | {parse_feature(feature)[0] for feature in watched}
 
 
 def _columns(described: Described, loaded: Loaded) -> int:

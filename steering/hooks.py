@@ -32,20 +32,20 @@ class Pass:
 
     def __init__(self, plan: Plan, rows: Sequence[Row], ledger: Ledger) -> None:
         self._plan, self._rows, self._ledger = plan, rows, ledger
+        self.layers = plan.work.keys()
+        """After which anything is to be done."""
         self._reached: set[int] = set()
         self._last: Tensor | None = None
         for watching in plan.watching:
             watching.begin()
 
     def after(self, layer: int, hidden: Tensor) -> Tensor:
-        """The stream (n_rows, width, d_model) after a block, as the next one shall see it.
+        """The stream (n_rows, width, d_model) after one of `layers`, as the next one shall see it.
 
         Raises:
             WorkFailed: it is not the pass that was announced.
         """
-        work = self._plan.work.get(layer)
-        if work is None:
-            return hidden
+        work = self._plan.work[layer]
         n_rows, width = self._plan.shape
         if hidden.shape[:2] != (n_rows, width) or layer in self._reached:
             raise WorkFailed(
@@ -171,7 +171,7 @@ class Steerer:
 
     def _hook(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> Any:
-            if self._pass is None:
+            if self._pass is None or layer not in self._pass.layers:
                 return None
             if isinstance(output, tuple):
                 return (self._pass.after(layer, output[0]), *output[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +15,7 @@ from steering.measure import GENERATED, PROMPT
 from steering.program import Program, Step
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a forward pass."""
 
     program: Program | None

@@ -91,6 +91,7 @@ class Program:
         self._steps = [_compile(op, place, gate, ground) for (op, place), gate in zip(placed, gates, strict=True)]
         self.layers: dict[int, list[Step]] = {}
         """Layer -> its steps in the request's order."""
+        self._steady = all(step.place.is_steady(self.special) for step in self._steps)
         for step in self._steps:
             self.layers.setdefault(step.op.layer, []).append(step)
         self.early = all(step.gate == "before" for steps in self.layers.values() for step in steps)
@@ -105,6 +106,8 @@ class Program:
     def touches(self, number: int, id_: int) -> int:
         """Which steps touch generated token `number`, and whether a feature can fire there, as bits."""
         bits = int(id_ not in self.special)
+        if self._steady:
+            return bits
         for steps in self.layers.values():
             for step in steps:
                 bits = bits << 1 | step.place.generated(number, id_)

@@ -80,6 +80,12 @@ class Watcher:
         """Takes places back. Safe from any thread."""
         self._free.extend(places)
 
+    def copy(self, source: int, target: int) -> None:
+        """The state of one choice for another that has read the same."""
+        with self.lock:
+            for state in (self.most, self.latched, self.opened):
+                state[target] = state[source]
+
     def _grow(self) -> None:
         n = max(8, len(self.opened))
         self._free.extend(range(len(self.opened), len(self.opened) + n))

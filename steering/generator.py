@@ -91,8 +91,13 @@ class TorchGenerator(Live):
         return work
 
     def _enlist(self, work: Work, choices: Sequence[Choice]) -> None:
+        first: tuple[Choice, Program] | None = None
         for place, choice in enumerate(choices):
-            program = self._steerer.program(choice) if choice.ops else None
+            program = None
+            if choice.ops:
+                like = first[1] if first is not None and _begins_alike(first[0], choice) else None
+                program = self._steerer.program(choice, like)
+                first = (choice, program)
             work.lines.append(self._line(work, choice, place, program))
         self._engine.put(work.lines)
 
@@ -194,6 +199,11 @@ def end_tokens(described: Described, model: Any) -> frozenset[int]:
     return frozenset(
         int(id_) for each in named if each is not None for id_ in (each if isinstance(each, list) else [each])
     )
+
+
+def _begins_alike(one: Choice, other: Choice) -> bool:
+    """Whether the same is done to the same prompt."""
+    return one.ops is other.ops and one.when is other.when and one.ids == other.ids
 
 
 def _saes(choice: Choice) -> set[str]:

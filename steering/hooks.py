@@ -112,13 +112,16 @@ class Steerer:
             # before every other hook, so that whoever reads the block's output reads it steered
             block.register_forward_hook(self._hook(layer), prepend=True)
 
-    def program(self, choice: Choice) -> Program:
+    def program(self, choice: Choice, like: Program | None = None) -> Program:
         """A choice's operations, checked and brought to the device. Safe from any thread, as far as the encoders are.
+
+        Args:
+            like: the program of another choice with the same prompt, operations and condition.
 
         Raises:
             InputError: an operation that this model cannot take, that could touch no token, or that contradicts another.
         """
-        return Program(choice, self._ground)
+        return Program(choice, self._ground, like)
 
     def check(self) -> None:
         """Proves on the loaded model that steering arrives, and learns how long its residuals are. Run it once, after loading.

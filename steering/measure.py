@@ -86,6 +86,13 @@ class Ledger:
             fetched = torch.cat((self._sums[index], self._most[index, None]), dim=1).tolist()
         return [(line[:-1], line[-1]) for line in fetched]
 
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Counts for the targets and the places beside them what was counted for the sources."""
+        self.settle()
+        ours, theirs = ([p + phase for p in places for phase in (PROMPT, GENERATED)] for places in (targets, sources))
+        with self._lock:
+            self._sums[ours], self._most[ours] = self._sums[theirs], self._most[theirs]
+
     def _grow(self) -> None:
         n = len(self._most)
         self._sums = torch.cat((self._sums, torch.zeros_like(self._sums)))

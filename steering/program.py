@@ -76,12 +76,17 @@ class Step:
 class Program:
     """What one choice does to the residual stream. Any thread makes it; the thread of the model uses it."""
 
-    def __init__(self, choice: Choice, ground: Ground) -> None:
+    def __init__(self, choice: Choice, ground: Ground, like: Program | None = None) -> None:
         """
+        Args:
+            like: the program of another choice with the same prompt, operations and condition.
+
         Raises:
             InputError: an operation that this model cannot take, or that could touch nothing, or two that contradict each other.
         """
         self.special = ground.special
+        self.kin: object = object() if like is None else like.kin
+        """The same in programs that do the same to the same prompt."""
         self.watcher = ground.watcher(choice.when) if choice.when is not None and choice.ops else None
         self._ops = choice.ops
         self._ledger = ground.ledger
@@ -112,6 +117,12 @@ class Program:
             for step in steps:
                 bits = bits << 1 | step.place.generated(number, id_)
         return bits
+
+    def follow(self, first: Program) -> None:
+        """Has done to the prompt what its kin did."""
+        self._ledger.copy([step.slot for step in first._steps], [step.slot for step in self._steps])
+        if self.watcher is not None:
+            self.watcher.copy(first.slot, self.slot)
 
     def applied(self, engine: str = "torch") -> SteeringApplied:
         """What was done so far. Waits for the device."""

@@ -269,6 +269,6 @@ def _mixed(generator: Unlisted, number: int, stop: threading.Event, counts: dict
             ticket.cancel()
             counts["cancelled"] += 1
         else:
-            heard.wait()
+            heard.wait(600)
             assert heard.failure is None, heard.failure
             counts["tokens"] += heard.end().n_generated

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import scopebase  # noqa: F401
-from tests.speed import indexing, labels, load, memory, queries, service, steering, storage
+from tests.speed import indexing, labels, load, memory, queries, sealing, service, steering, storage
 
 PARTS = {
     "indexing": indexing.measure,
@@ -29,6 +29,7 @@ PARTS = {
     "labels": labels.measure,
     "load": load.measure,
     "memory": memory.measure,
+    "sealing": sealing.measure,
     "steering": steering.measure,
 }
 

@@ -7,7 +7,7 @@ blocks. Everything is derived, so sealing twice gives the same bytes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,26 +24,45 @@ _CODE_BITS = 9
 _SAMPLE_BITS = 31
 BLOCK_POSTINGS = 1_000_000
 BLOCK_ROWS = 1024
+MOST_NARROW = 2**31 - 1
+"""Tokens that a histogram of int32 can count."""
 LISTS = [field.name for field in PARTS if pa.types.is_list(field.type)]
 
 
 def merged_profile(store: Store, pair: int, d_sae: int) -> Profile:
     """The sum of the parts of a pair's shards."""
     profile = Profile(d_sae)
-    flat = profile.histogram.reshape(-1)
-    for batch in store.span("parts", sample_key(pair), sample_key(pair + 1)):
-        for row in range(len(batch)):
-            profile.n_samples += batch.column("n_samples")[row].as_py()
-            profile.n_tokens += batch.column("n_tokens")[row].as_py()
-            part = {name: flat_column(batch.column(name)[row : row + 1])[0] for name in LISTS}
-            fires = np.cumsum(part["features"])
-            profile.samples_any[fires] += part["samples_any"]
-            profile.samples_last[fires] += part["samples_last"]
-            profile.tokens[fires] += part["tokens"]
-            profile.sums[fires] += part["sums"]
-            profile.maxima[fires] = np.maximum(profile.maxima[fires], part["maxima"])
-            flat[np.cumsum(part["bins"])] += part["bin_counts"]
+    for some in summed(store.span("parts", sample_key(pair), sample_key(pair + 1)), d_sae):
+        profile.merge(some)
     return profile
+
+
+def summed(batches: Iterable[pa.RecordBatch], d_sae: int) -> Iterator[Profile]:
+    """The sum of rows of `parts`, mostly as one profile; as several where they count more tokens than int32 can."""
+    some = Profile(d_sae, narrow=True)
+    for batch in batches:
+        for row in range(len(batch)):
+            part = batch.slice(row, 1)
+            if some.n_tokens + part.column("n_tokens")[0].as_py() > MOST_NARROW:
+                yield some
+                some = Profile(d_sae, narrow=True)
+            _add_part(some, part)
+    yield some
+
+
+def _add_part(profile: Profile, part: pa.RecordBatch) -> None:
+    """One row of `parts`."""
+    values = {name: flat_column(part.column(name))[0] for name in LISTS}
+    profile.n_samples += part.column("n_samples")[0].as_py()
+    profile.n_tokens += part.column("n_tokens")[0].as_py()
+    fires = np.cumsum(values["features"], dtype=np.int32)
+    profile.samples_any[fires] += values["samples_any"]
+    profile.samples_last[fires] += values["samples_last"]
+    profile.tokens[fires] += values["tokens"]
+    profile.sums[fires] += values["sums"]
+    profile.maxima[fires] = np.maximum(profile.maxima[fires], values["maxima"])
+    bins = np.cumsum(values["bins"], dtype=np.int32)
+    np.add.at(profile.histogram.reshape(-1), bins, values["bin_counts"])
 
 
 def profile_row(pair: int, profile: Profile) -> pa.Table:

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 
 import indexer.saes
 from indexer.engine import Engine
+from indexer.fold import FAN_IN, fold
 from indexer.ingest import write_directions, write_samples
 from indexer.progress import Bar, Progress
 from indexer.rows import sample_texts
@@ -20,7 +21,7 @@ from indexer.survey import DatasetSpec
 from schema.errors import LeaseLost
 from schema.home import Home
 from schema.lookup import segments_of
-from schema.publish import Staged, discard, publish, size, write
+from schema.publish import Staged, discard, file_names, publish, size, write
 from schema.recipe import Recipe
 from schema.records import Survey, Tokens
 from schema.tables import Run, RunSae, Sae, Shard
@@ -50,7 +51,7 @@ class Worker:
         self.kinds = {"samples": self.samples, "directions": self.directions, "encode": self.encode, "seal": self.seal}
         self._stack = ExitStack()
         self._bars: dict[str, Bar] = {}
-        self._since_merge = 0
+        self._since_merge = self._since_fold = 0
         self._waiting_for = ""
 
     def work(self) -> None:
@@ -68,10 +69,24 @@ class Worker:
     def _do(self, shard: Shard) -> None:
         staged = do_shard(self.home, shard, self.kinds[shard.kind])
         self._since_merge += bool(staged)
+        self._since_fold += "parts" in staged
+        if self._since_fold == FAN_IN:
+            self._since_fold = 0
+            self._fold()
         if self._since_merge == MERGE_EVERY:
             self._since_merge = 0
-            for table in staged:
+            for table in staged.keys() - {"parts"}:
                 merge(self.home.store, table, self.home.ledger.settled)
+
+    def _fold(self) -> None:
+        """Sums the parts that lie there, whoever wrote them."""
+        ledger = self.home.ledger
+        widths = {pair.id: pair.sae.d_sae for pair in self.run.pairs}
+        fold(
+            self.home.store,
+            widths,
+            lambda: file_names(text for shard in ledger.staged() for text in (shard.staged or {}).get("parts", [])),
+        )
 
     def _finished(self) -> bool:
         with self.home.database.reading() as session:

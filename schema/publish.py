@@ -65,6 +65,11 @@ def size(staged: Staged) -> int:
     )
 
 
+def file_names(fragments: Iterable[str]) -> set[str]:
+    """The data files of staged fragments, by which a manifest names them."""
+    return {file["path"] for fragment in fragments for file in json.loads(fragment)["files"]}
+
+
 def discard(store: Store, staged: Staged) -> None:
     """Removes fragments that will never be published."""
     if store.local:
@@ -103,17 +108,38 @@ def _publish(store: Store, table: str, staged: Callable[[], list[str]]) -> int:
     new = [f for f in fragments if not any(file.path in named for file in f.files)]
     if not new:
         return 0
+    _commit(store, table, snapshot, fence, [], new)
+    return len(new)
+
+
+def replace(store: Store, table: str, snapshot: Any, old: Iterable[int], new: Iterable[str]) -> None:
+    """Names new fragments in the place of old ones, as one commit.
+
+    Args:
+        snapshot: the version that was read to make them.
+        old: ids of its fragments. None of them may belong to a staged shard, for by its files' names that would be published again.
+
+    Raises:
+        CommitConflictError, or another of FAULTS that `overtaken` knows: somebody has committed since; the table is as it was.
+    """
+    fragments = [FragmentMetadata.from_json(text) for text in new]
+    _commit(store, table, snapshot, fence_id(snapshot), list(old), fragments)
+
+
+def _commit(
+    store: Store, table: str, snapshot: Any, fence: int, removed: list[int], new: list[FragmentMetadata]
+) -> None:
+    """One manifest after the snapshot's, or a conflict."""
     next_fence = write_fragments(
         fence_row(table), store.uri(table), schema=schema_of(table), data_storage_version="2.2"
     )
-    change = lance.LanceOperation.Update(removed_fragment_ids=[fence], new_fragments=[*next_fence, *new])
+    change = lance.LanceOperation.Update(removed_fragment_ids=[fence, *removed], new_fragments=[*next_fence, *new])
     # Lance compares with the commits since `snapshot`; those that maintenance has removed meanwhile it takes for none.
     if fence_id(store.latest(table)) != fence:
         raise CommitConflictError("the fence was replaced")
     done = lance.LanceDataset.commit(store.uri(table), change, read_version=snapshot.version, max_retries=0)
     if store.local:  # who has overtaken this commit since may have removed its manifest and fence
         fsync_files([*_files(store, table, next_fence), *_manifest(store, table, done.version)], missing_ok=True)
-    return len(new)
 
 
 def fence_id(snapshot: Any) -> int:

@@ -82,6 +82,15 @@ class Profile:
         feature_of_activation = np.repeat(packed.feature.astype(np.int64), packed.count)
         np.add.at(self.histogram.reshape(-1), feature_of_activation * N_BINS + (packed.bits >> BIN_SHIFT), 1)
 
+    def merge(self, other: Profile) -> None:
+        """Adds the counts of other samples."""
+        self.n_samples += other.n_samples
+        self.n_tokens += other.n_tokens
+        for name in ("samples_any", "samples_last", "tokens", "sums", "histogram"):
+            mine = getattr(self, name)
+            mine += getattr(other, name)
+        np.maximum(self.maxima, other.maxima, out=self.maxima)
+
     def samples(self, pool: Pool) -> npt.NDArray[np.int64]:
         """Samples that fire each feature under a pool."""
         return self.samples_any if pool == "any" else self.samples_last

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ _FILE = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 class Hub:
     """The server and what it was asked for. Use as `with`; it may be stopped before."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, port: int = 0) -> None:
         self.root = root
         self.asked: list[str] = []
         """Method and path of every request."""
@@ -31,9 +33,12 @@ class Hub:
             def setup(self) -> None:
                 super().setup()
                 self.hub = hub
+                hub._callers.append(self.connection)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._callers: list[socket.socket] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Hub:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -43,10 +48,13 @@ class Hub:
         self.stop()
 
     def stop(self) -> None:
-        """From now on nobody listens at its address."""
+        """From now on nobody listens at its address, and who is still connected is hung up on."""
         if self._server.socket.fileno() >= 0:
             self._server.shutdown()
             self._server.server_close()
+            for caller in self._callers:
+                with suppress(OSError):
+                    caller.shutdown(socket.SHUT_RDWR)
 
     def fetched(self, repo: str) -> set[str]:
         """The files of a repository that were sent."""

@@ -130,7 +130,7 @@ def test_the_services_one_after_another(database_url: str, tmp_path: Path) -> No
 
 def _answer(url: str, serving: subprocess.Popen[str]) -> Any:
     """The JSON at an address, once somebody answers there."""
-    for _ in range(300):
+    for _ in range(900):
         if serving.poll() is not None:
             pytest.fail(serving.stderr.read() if serving.stderr else "it ended")
         try:

@@ -90,7 +90,7 @@ def test_several_processes_tell_one_sum(indexed: Settings, tmp_path: Path) -> No
             return str(answer.read().decode())
 
     try:
-        for _ in range(150):
+        for _ in range(450):
             try:
                 ask("v1/health")
                 break

@@ -24,7 +24,7 @@ from schema.keys import create_key
 from schema.settings import Settings
 from tests.api.generation.scripted import Scripted
 
-N_EXAMPLES = {GenerationMode.POSITIVE: 6, GenerationMode.NEGATIVE: 3}
+N_EXAMPLES = {GenerationMode.POSITIVE: 3, GenerationMode.NEGATIVE: 2}
 """Requests a route; hypothesis adds some when one fails."""
 SAE = "tiny-qwen3/2-tiny"
 HERE = {

@@ -28,8 +28,8 @@ import lance
 import torch
 
 import scopebase  # noqa: F401
+from indexer import fold, worker
 from indexer import run as running
-from indexer import worker
 from indexer.config import IndexConfig
 from schema import catalog, home, ledger, publish, upkeep
 from schema.settings import Settings
@@ -63,6 +63,7 @@ class Events:
 
     def watch(self) -> None:
         upkeep.MANY_FRAGMENTS, worker.MERGE_EVERY = 3, 4  # merge at this size too
+        fold.FAN_IN = worker.FAN_IN = 3
         for where, names in (
             (publish, ("write_fragments", "fsync_files")),
             (upkeep, ("fsync_files", "_sweep")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,19 +28,22 @@ from tests.making import SONGS, TALES, write_jsonl
 
 MODEL, RELEASE, DATASET = "lab/tiny-qwen3", "lab/SAE-Res-Tiny-W256-L0_6", "lab/verses"
 SPARSIFY = "lab/sae-tiny-256"
-CALLS = """
-import contextlib, io, json, sys
+SHELL = """
+import contextlib, io, json, os, sys
 from scopebase.cli import main
 
-said = []
-for arguments in json.load(sys.stdin):
-    sys.argv, err = ["scopebase", *arguments], io.StringIO()
-    try:
-        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
-            main()
-    except SystemExit as ended:
-        said.append((int(ended.code or 0), err.getvalue()))
-print(json.dumps(said))
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in sys.stdin:
+    said = []
+    for arguments in json.loads(line):
+        sys.argv, err = ["scopebase", *arguments], io.StringIO()
+        try:
+            with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+                main()
+        except SystemExit as ended:
+            said.append((int(ended.code or 0), err.getvalue()))
+    print(json.dumps(said), file=answers, flush=True)
 """
 CARD = """---
 configs:
@@ -81,26 +85,72 @@ def write_sparsify(folder: Path, release_dir: Path) -> None:
     (folder / "cfg.json").write_text(json.dumps({"k": 6, "num_latents": 256, "d_in": 32}))
 
 
+class Shell:
+    """A process that runs commands, one list of them after the other: most of a command's time is its imports.
+
+    Args:
+        cache: where it keeps what it fetched from the hub.
+    """
+
+    def __init__(self, url: str, cache: Path, *, offline: bool = False) -> None:
+        self.cache, self.port = cache, int(url.rpartition(":")[2])
+        environ = {
+            **os.environ,
+            "HF_ENDPOINT": url,
+            "HF_HOME": str(cache),
+            "HF_HUB_OFFLINE": "1" if offline else "0",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        command = [sys.executable, "-c", SHELL]
+        self._process = subprocess.Popen(
+            command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def calls(self, calls: list[list[str]]) -> list[tuple[int, str]]:
+        """Exit status and standard error of several commands."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(calls), file=self._process.stdin, flush=True)
+        return [(status, err) for status, err in json.loads(self._process.stdout.readline())]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def shell(shelves: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    with Hub(shelves) as first:
+        started = Shell(first.url, tmp_path_factory.mktemp("hub-cache"))
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def hub(shelves: Path) -> Iterator[Hub]:
-    with Hub(shelves) as running:
+def hub(shelves: Path, shell: Shell) -> Iterator[Hub]:
+    """At the address that the shell knows, with nothing of it in the shell's cache."""
+    for kept in shell.cache.iterdir():
+        shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+    with Hub(shelves, shell.port) as running:
         yield running
 
 
 @dataclass
 class Desk:
-    """A person's machine: a home, a cache of the hub, and what the hub's address is."""
+    """A person's machine: a home, a shell with a cache of the hub, and the hub."""
 
     folder: Path
     hub: Hub
+    shell: Shell
 
     @property
     def settings(self) -> Settings:
         return Settings.read(self.folder / "home", {})
 
-    def index(self, *datasets: str, model: str = MODEL, sae: str = RELEASE, offline: bool = False) -> tuple[int, str]:
+    def index(self, *datasets: str, model: str = MODEL, sae: str = RELEASE) -> tuple[int, str]:
         """Exit status and standard error of `scopebase index`."""
-        return self.calls([self.call(*datasets, model=model, sae=sae)], offline=offline)[0]
+        return self.shell.calls([self.call(*datasets, model=model, sae=sae)])[0]
 
     def call(self, *datasets: str, model: str = MODEL, sae: str = RELEASE) -> list[str]:
         """What stands on the command line."""
@@ -108,30 +158,10 @@ class Desk:
         where = ["--home", str(self.settings.home), "index", "--set", "tiny", "--layers", "1"]
         return [*where, "--model", model, "--sae", sae, *named]
 
-    def calls(self, calls: list[list[str]], *, offline: bool = False) -> list[tuple[int, str]]:
-        """Exit status and standard error of several commands, one after the other in one process of this machine's."""
-        environ = {
-            **os.environ,
-            "HF_ENDPOINT": self.hub.url,
-            "HF_HOME": str(self.folder / "cache"),
-            "HF_HUB_OFFLINE": "1" if offline else "0",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", CALLS],
-            input=json.dumps(calls),
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return [(status, err) for status, err in json.loads(done.stdout.splitlines()[-1])]
-
 
 @pytest.fixture
-def desk(tmp_path: Path, hub: Hub) -> Desk:
-    return Desk(tmp_path, hub)
+def desk(tmp_path: Path, hub: Hub, shell: Shell) -> Desk:
+    return Desk(tmp_path, hub, shell)
 
 
 def test_model_and_saes_by_hub_id_give_the_rows_of_the_directories(
@@ -155,9 +185,11 @@ def test_model_and_saes_by_hub_id_give_the_rows_of_the_directories(
 
     desk.hub.stop()  # the model comes from the cache; what a release holds, only the hub can tell
     assert desk.index(songs, sae=str(release_dir))[0] == 0
-    check_refused(
-        desk.index(songs, offline=True), f"{RELEASE} cannot be fetched from the hub: .* give a local directory"
-    )
+    offline = Shell(desk.hub.url, desk.shell.cache, offline=True)
+    release, model = offline.calls([desk.call(songs), desk.call(songs, model="lab/nothing")])
+    offline.close()
+    check_refused(release, f"{RELEASE} cannot be fetched from the hub: .* give a local directory")
+    check_refused(model, "model lab/nothing cannot be fetched from the hub: .*; check its name and the network")
 
 
 def test_a_release_of_folders_by_hub_id(desk: Desk, index_args: dict[str, Any], data_dir: Path) -> None:
@@ -200,16 +232,15 @@ MISSING = [
 def test_what_the_hub_does_not_have_is_one_sentence(desk: Desk, index_args: dict[str, Any], data_dir: Path) -> None:
     local = {"model": index_args["model"], "sae": index_args["sae"], "dataset": f"songs={data_dir / 'songs.jsonl'}"}
     calls = [{**local, **changed} for changed, _ in MISSING]
-    said = desk.calls([desk.call(call["dataset"], model=call["model"], sae=call["sae"]) for call in calls])
+    said = desk.shell.calls([desk.call(call["dataset"], model=call["model"], sae=call["sae"]) for call in calls])
     for one, (_, words) in zip(said, MISSING, strict=True):
         check_refused(one, words)
     assert not desk.settings.home.exists()
 
 
-@pytest.mark.parametrize("offline", [False, True], ids=["nobody answers", "told to stay offline"])
-def test_a_hub_out_of_reach_is_one_sentence(desk: Desk, data_dir: Path, offline: bool) -> None:
+def test_a_hub_out_of_reach_is_one_sentence(desk: Desk, data_dir: Path) -> None:
     desk.hub.stop()
-    said = desk.index(f"songs={data_dir / 'songs.jsonl'}", offline=offline)
+    said = desk.index(f"songs={data_dir / 'songs.jsonl'}")
     check_refused(said, f"model {MODEL} cannot be fetched from the hub: .*; check its name and the network")
     assert not desk.settings.home.exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -25,8 +24,10 @@ from schema.settings import Settings
 from schema.tables import Base, Shard
 from tests.indexer.test_run import config, everything
 from tests.schema.test_ledger import MODEL, SURVEY, do, sae_card
+from tests.scopebase.test_cli import Call, call
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+__all__ = ["call"]  # the fixture
 CHANGING = {"created_at", "finished_at", "leased_until", "owner", "token"}
 INDEX = ("models", "saes", "datasets", "runs", "run_saes", "segments", "shards")
 T = TypeVar("T")
@@ -69,7 +70,12 @@ def end(process: subprocess.Popen[str]) -> str:
 
 
 def test_rows_and_answers_are_those_of_sqlite(
-    tmp_path: Path, settings: Settings, index_args: dict[str, Any], data_dir: Path
+    tmp_path: Path,
+    settings: Settings,
+    index_args: dict[str, Any],
+    data_dir: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = Settings.read(tmp_path / "plain", {})
     plan = config(index_args, data_dir, names=("tales", "songs"), layers="1,2")
@@ -80,9 +86,10 @@ def test_rows_and_answers_are_those_of_sqlite(
     assert not (settings.home / "scopebase.db").exists()
 
     question = ("overlap", "tales", "songs", "--sae", "tiny-qwen3/2-tiny", "--json")
-    answers = [json.loads(end(start(where, *question))) for where in (settings, plain)]
-    assert answers[0] == answers[1]
-    assert answers[0]["datasets"][0]["name"] == "tales"
+    told = call("--home", plain.home, *question).json
+    monkeypatch.setenv("SCOPEBASE_DATABASE_URL", settings.database_url)
+    assert call("--home", settings.home, *question).json == told
+    assert told["datasets"][0]["name"] == "tales"
 
 
 def test_a_second_call_says_so_and_writes_nothing(

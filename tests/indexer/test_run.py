@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from indexer import seal, worker
+from indexer import fold, seal, worker
 from indexer.config import IndexConfig
 from indexer.estimate import estimate
 from indexer.run import index
@@ -220,15 +220,19 @@ def test_a_sample_without_a_token_that_counts_has_no_feature(
     assert (forward["n_tokens"], forward["features"], forward["last_features"]) == (0, [], [])
 
 
-def test_blocks_of_features_and_merging_on_the_way_change_no_row(
+def test_blocks_of_features_merging_and_folding_on_the_way_change_no_row(
     tmp_path: Path, index_args: dict[str, Any], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config(index_args, data_dir, layers="1,2", batch_tokens=64)
+    asked = config(index_args, data_dir, layers="1,2", batch_tokens=16)
     plain, cut = (Settings.read(tmp_path / name, {}) for name in ("plain", "cut"))
     index(asked, plain)
     monkeypatch.setattr(seal, "BLOCK_POSTINGS", 50)
     monkeypatch.setattr(worker, "MERGE_EVERY", 1)
     monkeypatch.setattr(upkeep, "MANY_FRAGMENTS", 2)
+    monkeypatch.setattr(fold, "FAN_IN", 2)
+    monkeypatch.setattr(worker, "FAN_IN", 2)
+    folded: list[int] = []
+    monkeypatch.setattr(worker, "fold", lambda *given: folded.append(fold.fold(*given)))
     merged: list[str] = []
     monkeypatch.setattr(
         worker, "merge", lambda store, table, settled: merged.append(table) or upkeep.merge(store, table, settled)
@@ -236,6 +240,7 @@ def test_blocks_of_features_and_merging_on_the_way_change_no_row(
     index(asked, cut)
     assert everything(cut) == everything(plain)
     assert "forward" in merged
+    assert sum(folded)
 
 
 def test_an_interruption_right_after_staging_loses_no_file(

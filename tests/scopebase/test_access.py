@@ -137,12 +137,10 @@ def test_what_the_options_of_serve_mean(
 
 
 @pytest.fixture
-def served(home: Path) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
+def served(call: Call, home: Path) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
     """`scopebase serve --auth --log-requests` as a process: address, key, process."""
     scopebase = [sys.executable, "-m", "scopebase", "--home", str(home)]
-    secret = subprocess.run(
-        [*scopebase, "key", "create", "ann"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    secret = call("--home", home, "key", "create", "ann").out.strip()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -165,7 +163,7 @@ def served(home: Path) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
 
 def test_a_service_that_asks_for_a_key(served: tuple[str, str, subprocess.Popen[str]]) -> None:
     url, secret, process = served
-    for _ in range(300):
+    for _ in range(900):
         try:
             urllib.request.urlopen(f"{url}/health")
             break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,23 +146,11 @@ def test_tables_for_people(call: Call, indexed: Settings) -> None:
         assert word in call("--home", indexed.home, command).out
 
 
-def test_firing_tokens_are_highlighted(indexed: Settings) -> None:
-    environ = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "120"}
-    command = [
-        sys.executable,
-        "-m",
-        "scopebase",
-        "--home",
-        str(indexed.home),
-        "diff",
-        "tales",
-        "songs",
-        "--sae",
-        "tiny-qwen3/2-tiny",
-        "--pool",
-        "last",
-    ]
-    shown = subprocess.run(command, capture_output=True, text=True, env=environ, check=True).stdout
+def test_firing_tokens_are_highlighted(call: Call, indexed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color")):
+        monkeypatch.setenv(name, value)
+    sae = ("--sae", "tiny-qwen3/2-tiny")
+    shown = call("--home", indexed.home, "diff", "tales", "songs", *sae, "--pool", "last").out
     assert "\x1b[1;30;42m" in shown, "black on green"
 
 

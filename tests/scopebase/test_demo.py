@@ -34,7 +34,7 @@ def test_the_demo_runs_and_goes_on(
         (run, "TRAINING_ROWS", 60),
     ):
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(run, "datasets", lambda seed: datasets(seed, n=120))
+    monkeypatch.setattr(run, "datasets", lambda seed: datasets(seed, n=60))
     monkeypatch.setattr(sys, "argv", ["scopebase", "demo", "--folder", str(tmp_path / "demo")])
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
@@ -46,10 +46,12 @@ def test_the_demo_runs_and_goes_on(
     assert "SAE-Res-Qwen3-1.7B-Base-W32K-L0_50" in said
 
 
-def test_sae_training_learns(tmp_path: Path) -> None:
+def test_sae_training_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     """On data that is sparse in a known dictionary, most of the variance is explained."""
     import torch
 
+    monkeypatch.setattr(train, "SAE_STEPS", 150)
+    monkeypatch.setattr(train, "D_SAE", 256)
     torch.manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(100, train.WIDTH), dim=1)
     strengths = torch.rand(6000, 100) * (torch.rand(6000, 100) < 0.05)

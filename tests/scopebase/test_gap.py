@@ -155,7 +155,7 @@ def test_the_watch_prints_what_a_new_run_closes(indexed: Settings, index_args: d
         assert last["changed"] == len(changes) > 0
         assert last["coverage"]["n_missing"] == start["coverage"]["n_missing"] - len(changes)
         watch.send_signal(signal.SIGINT)
-        assert watch.wait(20) == 0
+        assert watch.wait(60) == 0
         assert "stopped at snapshot 4; '--watch --since 4' goes on from there" in watch.stderr.read()
     finally:
         watch.kill()

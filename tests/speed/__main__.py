@@ -19,16 +19,18 @@ from pathlib import Path
 import torch
 
 import scopebase  # noqa: F401
-from tests.speed import indexing, labels, load, memory, queries, service, steering, storage
+from tests.speed import indexing, labels, load, memory, queries, sealing, service, start, steering, storage
 
 PARTS = {
     "indexing": indexing.measure,
     "storage": storage.measure,
     "service": service.measure,
+    "start": start.measure,
     "queries": queries.measure,
     "labels": labels.measure,
     "load": load.measure,
     "memory": memory.measure,
+    "sealing": sealing.measure,
     "steering": steering.measure,
 }
 

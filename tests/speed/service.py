@@ -54,13 +54,13 @@ def measure(args: argparse.Namespace) -> list[Table]:
 class Server:
     """`scopebase serve` in a process of its own."""
 
-    def __init__(self, folder: object) -> None:
+    def __init__(self, folder: object, *options: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "scopebase", "--home", str(folder), "serve", "--port", str(self.port)]
+            [sys.executable, "-m", "scopebase", "--home", str(folder), "serve", "--port", str(self.port), *options]
         )
 
     def ask(self, path: str) -> bytes:
@@ -68,12 +68,12 @@ class Server:
             return bytes(answer.read())
 
     def __enter__(self) -> Server:
-        for _ in range(200):
+        for _ in range(3000):
             try:
                 self.ask("health")
                 return self
             except OSError:
-                time.sleep(0.1)
+                time.sleep(0.01)
         raise RuntimeError("the server did not start")
 
     def __exit__(self, *_: object) -> None:

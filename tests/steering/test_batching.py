@@ -60,9 +60,9 @@ def together(generator: TorchGenerator, choices: list[Choice], seed: int) -> lis
 
 
 def test_greedy_text_is_that_of_the_model_alone(generator: TorchGenerator) -> None:
-    """14 prompts of 1 to 33 tokens, 3 to 80 generated: beyond the sliding windows of 8, over chunks of 16, in 5 rows."""
+    """9 prompts of 1 to 33 tokens, 3 to 80 generated: beyond the sliding windows of 8, over chunks of 16, in 5 rows."""
     rng = random.Random(3)
-    choices = [Choice(ids, greedy(rng.randrange(3, 48))) for ids in prompts(14)]
+    choices = [Choice(ids, greedy(rng.randrange(3, 48))) for ids in prompts(9)]
     for choice, heard in zip(choices, together(generator, choices, 1), strict=True):
         assert heard.failure is None
         assert heard.ids() == one_by_one(generator, choice)
@@ -84,7 +84,7 @@ def test_drawn_text_is_that_of_the_seed_alone(generator: TorchGenerator) -> None
                 ignore_end=True,
             ),
         )
-        for i, ids in enumerate(prompts(10, seed=5))
+        for i, ids in enumerate(prompts(8, seed=5))
     ]
     alone = [ask(generator, choice).wait().ids() for choice in choices]
     assert [heard.ids() for heard in together(generator, choices, 2)] == alone
@@ -115,12 +115,13 @@ def test_steered_text_is_that_of_the_request_alone(generator: TorchGenerator) ->
         {"ops": (steer(low, 1, "suppress", 1.0), steer(low, 30, "cap", 0.1, place=1))},
     ]
     rng = random.Random(4)
-    texts = prompts(14, seed=6, lengths=(2, 5, 11, 20, 37))
-    choices = [Choice(ids, greedy(rng.randrange(4, 40)), **mix) for ids, mix in zip(texts, mixes * 2, strict=True)]
+    texts = prompts(9, seed=6, lengths=(2, 5, 11, 20, 37))
+    twice = [*mixes, *mixes[:2]]
+    choices = [Choice(ids, greedy(rng.randrange(4, 40)), **mix) for ids, mix in zip(texts, twice, strict=True)]
     alone = [ask(generator, choice).wait() for choice in choices]
     batched = together(generator, choices, 3)
     plain = [ask(generator, Choice(choice.ids, choice.sampling)).wait() for choice in choices]
-    assert [heard.failure for heard in (*alone, *batched)] == [None] * 28
+    assert [heard.failure for heard in (*alone, *batched)] == [None] * 18
     assert [heard.ids() for heard in batched] == [heard.ids() for heard in alone]
     for choice, one, other, unsteered in zip(choices, alone, batched, plain, strict=True):
         applied, again = one.end().applied, other.end().applied
@@ -131,11 +132,11 @@ def test_steered_text_is_that_of_the_request_alone(generator: TorchGenerator) ->
         assert (applied.kl_first is None) == (choice.kl == "off")
         assert (applied.kl_mean is None) == (choice.kl != "every")
         assert numbers(again) == pytest.approx(numbers(applied), rel=1e-3, abs=1e-4)
-    assert sum(one.ids() != unsteered.ids() for one, unsteered in zip(alone, plain, strict=True)) >= 6
+    assert sum(one.ids() != unsteered.ids() for one, unsteered in zip(alone, plain, strict=True)) >= 4
 
 
 def test_the_prompt_of_several_choices_is_read_once(generator: TorchGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steered under a condition, with a shadow each, short and in chunks: three choices are as each alone, from one row of the prompt."""
+    """Steered under a condition, with a shadow each, short and in chunks: two choices are as each alone, from one row of the prompt."""
     high = SAES[1]
     rule = Condition("fires", FeatureAbove(feature="tiny/1-random/9", above=0.5), "after")
     vector = replace(steer(high, 11, "add", 3.0, "unit"), sae=None, feature=None)

@@ -7,14 +7,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtr
 
 from api.services import firing
 from api.services.cursors import read_cursor, write_cursor
 from api.services.evaluations.results import Panel, read_panel
 from api.services.library import Library
 from api.services.provenance import provenance
-from api.services.statistics import Z_95, benjamini_hochberg, fisher_exact, rate_difference_interval
+from api.services.statistics import Z_95, benjamini_hochberg, fisher_exact, rank_data, rate_difference_interval
 from api.services.suite.subset import sample_ids
 from schema.errors import InputError, not_found
 from schema.labels import best_labels
@@ -135,7 +135,7 @@ def _test(library: Library, subject: Subject, pool: Pool, scores: Floats, binary
     d_sae = subject.sae.d_sae
     known = np.isfinite(scores)
     ranks = np.zeros(len(scores))
-    ranks[known] = stats.rankdata(scores[known])
+    ranks[known] = rank_data(scores[known])
     filled = np.where(known, scores, 0.0)
     values = np.stack([known.astype(np.float64), filled, filled**2, ranks])
     sums = np.zeros((len(values), d_sae))
@@ -170,7 +170,7 @@ def _mann_whitney(rank_sums: Floats, fires: Ints, n: int, scores: Floats) -> Flo
     spread = fires * (n - fires) / 12.0 * (n + 1 - (ties**3 - ties).sum() / (n * (n - 1)))
     away = np.maximum(np.abs(u - fires * (n - fires) / 2.0) - 0.5, 0.0)
     z = np.divide(away, np.sqrt(spread), out=np.zeros(len(u)), where=spread > 0)
-    return np.asarray(np.minimum(2.0 * stats.norm.sf(z), 1.0))
+    return np.asarray(np.minimum(2.0 * ndtr(-z), 1.0))
 
 
 def _welch(of_firing: Floats, whole: Floats, fires: Ints, n: int) -> tuple[Floats, Floats]:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtr
 
 from api.services.evaluations.model_order import LEAST_MODELS, RESAMPLES, bootstrap, means, tau_curve
 from api.services.evaluations.results import Panel, read_panel
 from api.services.library import Library
 from api.services.provenance import provenance
-from api.services.statistics import Z_95, redundancy
+from api.services.statistics import Z_95, rank_data, redundancy
 from schema.errors import InputError
 from schema.lookup import Subject, find_dataset, find_sources
 from schema.records import Pool
@@ -100,7 +100,7 @@ def _over_datasets(items: Sequence[PerformanceItem]) -> dict[str, Estimate]:
     feature = np.array([item.feature_redundancy for item in kept], float)
     n = np.array([item.baseline_n for item in kept], float)
     over = np.array([item.baseline_n_over_f for item in kept], float)
-    ranks = [stats.rankdata(values) for values in (r, feature, n)]
+    ranks = [rank_data(values) for values in (r, feature, n)]
     return {
         "spearman": fisher(spearman(r, feature), len(kept), spread=1.06),
         "pearson_log": fisher(pearson(r, np.log(feature)), len(kept)),
@@ -119,7 +119,7 @@ def pearson(x: Floats, y: Floats) -> float:
 
 
 def spearman(x: Floats, y: Floats) -> float:
-    return pearson(stats.rankdata(x), stats.rankdata(y))
+    return pearson(rank_data(x), rank_data(y))
 
 
 def partial(x: Floats, y: Floats, control: Floats) -> float:
@@ -142,7 +142,7 @@ def fisher(value: float, n: int, controls: int = 0, spread: float = 1.0) -> Esti
         low=float(np.tanh(z - Z_95 * error)),
         high=float(np.tanh(z + Z_95 * error)),
         n=n,
-        p_value=float(2 * stats.norm.sf(abs(z) / error)),
+        p_value=float(2 * ndtr(-abs(z) / error)),
     )
 
 

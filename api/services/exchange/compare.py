@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import spearmanr
 
 from api.services.exchange.whole import Whole, totals
 from api.services.library import Library
 from api.services.provenance import provenance
+from api.services.statistics import rank_data
 from schema.errors import Conflict, InputError
 from schema.wire.exchange import CompareAnswer, Compared
 
@@ -83,4 +83,4 @@ def compare(library: Library, whole: Whole, format: str, theirs: Iterable[Theirs
 def _correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float | None:
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(spearmanr(a, b).statistic)
+    return float(np.corrcoef(rank_data(a), rank_data(b))[0, 1])

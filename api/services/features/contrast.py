@@ -12,8 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import comb
-from scipy.stats import t as student
+from scipy.special import comb, stdtr
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -249,7 +248,7 @@ def _p_values(one: Side, two: Side, tested: Ints, request: ContrastRequest) -> F
     constant = spread <= 1e-12 * (one.mean[tested] + two.mean[tested]) ** 2  # the same in all texts of either side
     safe = np.where(constant, 1.0, spread)
     freedom = safe**2 / np.maximum(a**2 / (one.n - 1) + b**2 / (two.n - 1), np.finfo(float).tiny)
-    p = 2 * student.sf(np.abs(difference) / np.sqrt(safe), np.where(constant, 1.0, freedom))
+    p = 2 * stdtr(np.where(constant, 1.0, freedom), -np.abs(difference) / np.sqrt(safe))
     p = np.where(constant, difference == 0, p)
     return np.asarray(np.maximum(p, min(1.0, 2 / comb(one.n + two.n, one.n))))
 

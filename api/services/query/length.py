@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from api.services import firing
 from api.services.columns import Column
@@ -116,7 +116,7 @@ def control(a: Stratified, b: Stratified) -> Controlled | None:
         low=low,
         high=high,
         lift=np.divide(above, below, where=below > 0, out=np.full(size, np.nan)),
-        p=np.asarray(chi2.sf(tested, 1)),
+        p=np.asarray(chdtrc(1, tested)),
     )
 
 

@@ -26,6 +26,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 import httpx
 import localbucket
@@ -163,6 +164,18 @@ class Handler(localbucket.S3Handler):
             return
         super()._send_file(status, file, start, length, headers, include_body)
 
+    def _post_request(self, bucket: str, key: str) -> None:
+        """Localbucket's, and DeleteObjects, which it lacks."""
+        if key or "delete" not in self.query:
+            super()._post_request(bucket, key)
+            return
+        answer = ElementTree.Element("DeleteResult", xmlns=localbucket.S3_NAMESPACE)
+        for each in ElementTree.fromstring(self._read_body()).iterfind("{*}Object/{*}Key"):
+            self._object_path(bucket, each.text or "").unlink(missing_ok=True)
+            deleted = ElementTree.SubElement(answer, "Deleted")
+            ElementTree.SubElement(deleted, "Key").text = each.text
+        self._send_xml(answer)
+
     def _command(self) -> None:
         control, what = self.control, self.path.removeprefix(CONTROL)
         body = super()._read_body()
@@ -269,8 +282,9 @@ def main() -> None:
     (asked.folder / NAME).mkdir(parents=True, exist_ok=True)
     Handler.data_root = asked.folder.resolve()
     server = Server(("127.0.0.1", asked.port), Handler)
-    print(f"AWS_ENDPOINT_URL=http://127.0.0.1:{server.server_port}", flush=True)
-    print(f"AWS_ACCESS_KEY_ID={KEY} AWS_SECRET_ACCESS_KEY={SECRET} AWS_REGION=us-east-1", flush=True)
+    sys.stdout.write(f"AWS_ENDPOINT_URL=http://127.0.0.1:{server.server_port}\n")
+    sys.stdout.write(f"AWS_ACCESS_KEY_ID={KEY} AWS_SECRET_ACCESS_KEY={SECRET} AWS_REGION=us-east-1\n")
+    sys.stdout.flush()
     server.serve_forever()
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeVar
 
-import lance
 import numpy as np
 import numpy.typing as npt
 
@@ -89,7 +88,7 @@ class Library:
         """A handle of a table that changes often, kept with its caches until the state is another."""
         with self._lock:
             if self._opened.get(table, (None, None))[0] != state:
-                self._opened[table] = (state, lance.dataset(self.store.uri(table)))
+                self._opened[table] = (state, self.store.open(table))
             return self._opened[table][1]
 
     def check_store(self) -> str:

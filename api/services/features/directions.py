@@ -41,7 +41,7 @@ class Block:
 
 def read_direction(library: Library, sae: Sae, feature: int) -> Direction | None:
     """A feature's direction, None where the home has none."""
-    if not library.store.has(directions_table(sae.d_model)):
+    if not library.store.offers(directions_table(sae.d_model)):
         return None
     rows = library.store.rows(directions_table(sae.d_model), [feature_key(sae.id, feature)], ["norm", "vector"])
     if not len(rows):
@@ -56,7 +56,7 @@ def read_columns(library: Library, sae: Sae, features: Sequence[int]) -> Floats:
     Raises:
         NotFound: the home does not have them.
     """
-    if not library.store.has(directions_table(sae.d_model)):
+    if not library.store.offers(directions_table(sae.d_model)):
         raise no_directions(sae)
     keys = [feature_key(sae.id, int(feature)) for feature in features]
     parts = []

@@ -191,7 +191,7 @@ def _firings(
 
 def promoted_by(store: Store, sae: Sae, features: Sequence[int]) -> dict[int, list[str]]:
     """Feature -> the tokens that its direction promotes, where that was computed."""
-    if not features or not store.has("logits"):
+    if not features or not store.offers("logits"):
         return {}
     if len(features) > FEW:
         tables = store.span("logits", feature_key(sae.id), feature_key(sae.id + 1), ["key", "top_tokens"])

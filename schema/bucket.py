@@ -205,8 +205,7 @@ CONFIGURATION: tuple[Words, ...] = (
     ),
     (
         ("Failed to get AWS credentials", "token request", "metadata/identity", "no storage account configured", "MissingCredentials",
-         "instance credentials", "Missing account", "Account must be specified", "Account must be set", "169.254.169.254", "latest/api/token",
-         "latest/meta-data"),
+         "instance credentials", "Missing account", "Account must be", "169.254.169.254", "latest/api/token", "latest/meta-data"),
         "there are no credentials for {url}; set {credentials}",
     ),
     (

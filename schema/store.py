@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -29,6 +30,11 @@ REMOTE_METADATA, REMOTE_INDEXES = 128 << 20, 256 << 20
 """What all handles of a bucket keep together: manifests, footers and page tables, and pages of the key indexes. All of it never changes."""
 
 
+RECENT_SECONDS = 2.0
+REMOTE_BLOCK = 256 << 10
+"""Reads of a bucket that lie so close are made as one: half the requests of Lance's 64 KiB, for twice the bytes, in the same time."""
+
+
 class Store:
     """The tables of one activation store.
 
@@ -45,6 +51,7 @@ class Store:
         """Lance's `storage_options`."""
         self._open: dict[str, Any] = {}
         self._absent: set[str] = set()
+        self._recents: dict[str, tuple[Any, float]] = {}
         self._lock = threading.Lock()
 
     @cached_property
@@ -135,7 +142,9 @@ class Store:
         if self.local:
             return lance.dataset(self.uri(name))
         with self.faults():
-            return lance.dataset(self.uri(name), storage_options=self.options, session=self._session)
+            return lance.dataset(
+                self.uri(name), storage_options=self.options, session=self._session, block_size=REMOTE_BLOCK
+            )
 
     def latest(self, name: str) -> Any:
         """A handle of its own that sees the newest commit, for scans and commits."""
@@ -154,6 +163,7 @@ class Store:
         with self._lock:
             held = dict(self._open)
             self._absent.clear()
+            self._recents.clear()
         stale = {name: handle for name, handle in held.items() if not _newest(handle)}
         with self._lock:
             for name, handle in stale.items():
@@ -183,9 +193,17 @@ class Store:
         place = {key: i for i, key in enumerate(found.column("key").to_pylist())}
         return found.take(pa.array([place[key] for key in keys if key in place], pa.int64()))
 
-    def span(self, table: str, first: int, stop: int, columns: Sequence[str] | None = None) -> Any:
-        """Record batches of the rows with first <= key < stop as of now, in no particular order."""
-        scanner = self.latest(table).scanner(
+    def span(
+        self, table: str, first: int, stop: int, columns: Sequence[str] | None = None, *, settled: bool = False
+    ) -> Any:
+        """Record batches of the rows with first <= key < stop as of now, in no particular order.
+
+        Args:
+            settled: the rows are a finished run's, so that a handle of some seconds ago has them too: many spans of a bucket look for
+                the newest commit once.
+        """
+        handle = self._recent(table) if settled and not self.local else self.latest(table)
+        scanner = handle.scanner(
             columns=columns,
             filter=f"key >= {int(first)} AND key < {int(stop)}",
             batch_size=1024,
@@ -193,6 +211,16 @@ class Store:
             fragment_readahead=1,
         )
         return self._in_time(scanner.to_batches())
+
+    def _recent(self, name: str) -> Any:
+        now = time.monotonic()
+        with self._lock:
+            handle, when = self._recents.get(name, (None, 0.0))
+        if handle is None or now - when > RECENT_SECONDS:
+            handle = self.latest(name)
+            with self._lock:
+                self._recents[name] = (handle, now)
+        return handle
 
     def _in_time(self, batches: Iterable[Any]) -> Iterator[Any]:
         with self.faults():

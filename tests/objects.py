@@ -45,7 +45,7 @@ class Fault:
 
     Kinds: `answer` (this status and code, nothing done), `lost` (does it, then answers status 500), `hang_up` (does it, then closes the
     connection without a word), `cut` (closes in the middle of the body, of either side), `partial` (a part of the bytes asked for, as if
-    it were all), `slow` (waits first).
+    it were all), `slow` (waits first), `overwrite` (does not look at If-None-Match, as old servers of other makers).
     """
 
     kind: str = "answer"
@@ -114,8 +114,13 @@ class Handler(localbucket.S3Handler):
         with self.control.lock:
             self.control.counts[method] += 1
             self.control.log.append(f"{method} {self.path} {self.headers.get('Range', '')}".strip())
+        if self.headers.get("x-goog-if-generation-match") == "0":  # what Google's clients say for it
+            self.headers["If-None-Match"] = "*"
         fault = self.fault = self.control.draw(method, url.path)
         if fault is None or fault.kind == "partial":
+            super()._dispatch(action)
+        elif fault.kind == "overwrite":
+            del self.headers["If-None-Match"]
             super()._dispatch(action)
         elif fault.kind == "slow":
             time.sleep(fault.seconds)

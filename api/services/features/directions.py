@@ -128,7 +128,7 @@ def stream_columns(library: Library, sae: Sae) -> Iterator[tuple[npt.NDArray[np.
     if read_direction(library, sae, sae.d_sae - 1) is None:
         raise no_directions(sae)
     first, stop = feature_key(sae.id), feature_key(sae.id + 1)
-    for batch in library.store.span(table, first, stop, ["key", "vector"]):
+    for batch in library.store.span(table, first, stop, ["key", "vector"], settled=True):
         flat = batch.column("vector").flatten().to_numpy().astype(np.float32)
         if batch.num_rows:
             features = batch.column("key").to_numpy() & ((1 << FEATURE_BITS) - 1)

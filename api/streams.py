@@ -109,4 +109,4 @@ def _frame(text: str) -> bytes:
 
 
 def _fault(error: ScopebaseError) -> bytes:
-    return _frame(json.dumps(as_openai(described(error.http_status, str(error)))))
+    return _frame(json.dumps(as_openai(described(error.http_status, str(error), code=error.code))))

@@ -15,7 +15,7 @@ from indexer.live import Live, Loaded, load_known_model
 from indexer.progress import Progress
 from indexer.saes import Release, open_release
 from indexer.subject import Described
-from schema.errors import InputError
+from schema.errors import BeyondContext, InputError
 from schema.generation import Choice, Event, Sampling
 from schema.home import Home
 from schema.names import parse_feature
@@ -132,14 +132,14 @@ class TorchGenerator(Live):
         _check_sampling(choice.sampling, self._vocabulary)
         n, most = len(choice.ids), choice.sampling.max_tokens
         if self.context is not None and n + most > self.context:
-            raise InputError(
+            raise BeyondContext(
                 f"the prompt's {n:,} tokens and {most:,} to generate are {n + most:,}, but model {self.name} has a context of "
                 f"{self.context:,}; shorten the prompt or lower max_tokens"
             )
         rows = 2 if choice.ops and choice.kl != "off" else 1
         limits = self._engine.limits
         if rows * (n + most) > limits.columns:
-            raise InputError(
+            raise BeyondContext(
                 f"the prompt's {n:,} tokens and {most:,} to generate need memory for {rows * (n + most):,}, but there is memory "
                 f"for {limits.columns:,}; shorten the prompt or lower max_tokens"
             )

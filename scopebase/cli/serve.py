@@ -67,6 +67,16 @@ def serve(
     max_queue: Annotated[
         int, typer.Option("--max-queue", min=1, max=100_000, help="Requests that may wait for the model.")
     ] = 64,
+    max_generating: Annotated[
+        int | None,
+        typer.Option(
+            "--max-generating",
+            min=1,
+            max=100_000,
+            help="Requests for texts that are waiting, at work or being read.  [default: 256, or what fits rows and queue]",
+            show_default=False,
+        ),
+    ] = None,
     meaning: MeaningOption = None,
     explainer: Annotated[
         str | None,
@@ -95,6 +105,16 @@ def serve(
         typer.Option(
             "--rate-limit",
             help="Requests of a key or address: 50/s, 600/m, none.  [default: 100/s beyond this machine, none on it]",
+            show_default=False,
+        ),
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens-per-minute",
+            min=1,
+            max=10**9,
+            help="Tokens read and generated for a key or address.  [default: as many as it likes]",
             show_default=False,
         ),
     ] = None,
@@ -144,6 +164,8 @@ def serve(
         upload_bytes=_size("--max-upload", max_upload),
         seconds=time_limit,
         concurrent=math.ceil(max_concurrent / workers),
+        tokens_per_minute=tokens_per_minute,
+        generating=max_generating or max(Access.generating, max_queue + (max_rows or 0)),
         log=log_requests,
     )
     where = settings(home)

@@ -31,6 +31,7 @@ from api.routes import (
     gaps,
     generation,
     health,
+    jobs,
     label_makers,
     label_packs,
     labels,
@@ -45,6 +46,7 @@ from api.routes import (
     vectors,
 )
 from api.services.access.keyring import Keyring
+from api.services.jobs.feed import Feed
 from api.services.labels.chat import Explainer
 from api.services.library import Library
 from api.services.sweeps.runner import Runner
@@ -68,6 +70,7 @@ ROUTES = (
     generation,
     vectors,
     sweeps,
+    jobs,
     label_packs,
     label_makers,
     labels,
@@ -117,6 +120,7 @@ def create_app(
     app.state.generator = generator
     app.state.explainer = explainer
     app.state.sweeps = Runner(app.state.library)
+    app.state.jobs = Feed(home.database)
     app.include_router(health.router, prefix="/v1")
     app.include_router(metrics.router, dependencies=[needs("read")])
     for module in ROUTES:

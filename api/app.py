@@ -31,6 +31,7 @@ from api.routes import (
     gaps,
     generation,
     health,
+    jobs,
     label_makers,
     label_packs,
     labels,
@@ -46,6 +47,7 @@ from api.routes import (
 )
 from api.services.access.keyring import Keyring
 from api.services.access.rates import Buckets, Rate
+from api.services.jobs.feed import Feed
 from api.services.labels.chat import Explainer
 from api.services.library import Library
 from api.services.sweeps.runner import Runner
@@ -69,6 +71,7 @@ ROUTES = (
     generation,
     vectors,
     sweeps,
+    jobs,
     label_packs,
     label_makers,
     labels,
@@ -119,6 +122,7 @@ def create_app(
     app.state.explainer = explainer
     app.state.sweeps = Runner(app.state.library)
     app.state.tokens = None if access.tokens_per_minute is None else Buckets(Rate(access.tokens_per_minute, 60))
+    app.state.jobs = Feed(home.database)
     app.include_router(health.router, prefix="/v1")
     app.include_router(metrics.router, dependencies=[needs("read")])
     for module in ROUTES:

@@ -110,6 +110,12 @@ class Program:
                 bits = bits << 1 | step.place.generated(number, id_)
         return bits
 
+    def restart(self) -> None:
+        """Forgets what was done so far: the model is going to read the text anew, from its first token."""
+        self._ledger.clear([step.slot for step in self._steps])
+        if self.watcher is not None:
+            self.watcher.clear(self.slot)
+
     def applied(self, engine: str = "torch") -> SteeringApplied:
         """What was done so far. Waits for the device."""
         places = [step.slot for step in self._steps]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -127,13 +126,7 @@ def _memory(device: torch.device, folder: Path) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    """What it says, of pydantic's errors the second line."""
-    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    place = (
-        2
-        if "validation error" in lines[0] and len(lines) > 2
-        else 1
-        if "validation error" in lines[0] and len(lines) > 1
-        else 0
-    )
-    return lines[place].split(" [type=")[0][:200]
+    """What it says; of pydantic's errors the line with the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = next((line for line in lines if "[type=" in line), lines[0])
+    return reason.partition(" [type=")[0].removeprefix("Value error, ")[:200]

@@ -22,6 +22,8 @@ from schema.generation import Choice, Condition, Op, Sampling
 from schema.wire.expressions import FeatureAbove
 from schema.wire.steering import SteeringApplied, Where
 from steering.engine import Limits
+from steering.groups import Group
+from steering.program import Program
 from steering.vllm import start
 from steering.vllm.generator import VllmGenerator
 from tests.making import make_model
@@ -98,7 +100,11 @@ def same(theirs: Heard, mine: Heard) -> None:
     told, known = measured(a.applied), measured(b.applied)
     assert told.keys() == known.keys()
     for name, value in known.items():
-        assert told[name] == (None if value is None else pytest.approx(value, rel=2e-3, abs=2e-4)), name
+        assert told[name] == (None if value is None else pytest.approx(value, rel=2e-3, abs=2e-4)), (
+            name,
+            a.applied,
+            b.applied,
+        )
 
 
 def where_two_tokens_tie(theirs: Heard, mine: Heard) -> int | None:
@@ -172,10 +178,9 @@ def test_conditions_are_read_alike(vllm: Local, ours: Unlisted, scope: Any) -> N
 def test_texts_that_are_driven_out_are_read_anew_and_end_alike(vllm: Local, ours: Unlisted) -> None:
     """24 texts of up to 250 tokens, where there is room for 14 blocks of 128."""
     restarts: list[int] = []
-    program = type(vllm._steerer.program(Choice((5, 6), Sampling(2), OPS[1])))
     with pytest.MonkeyPatch.context() as patch:
-        restart = program.restart
-        patch.setattr(program, "restart", lambda self: (restarts.append(1), restart(self))[1])
+        restart = Program.restart
+        patch.setattr(Program, "restart", lambda self: (restarts.append(1), restart(self))[1])
         wish = greedy(150, logprobs=2)
         choices = [Choice(ids, wish, OPS[1 + i % 3]) for i, ids in enumerate(prompts(18, 8, (70, 100)))]
         pairs = both(vllm, ours, choices)
@@ -246,20 +251,20 @@ def test_what_was_cancelled_gives_its_row_back(vllm: Local) -> None:
 
 
 def test_a_full_queue_refuses(vllm: Local) -> None:
-    gate = threading.Event()
+    gate, taken = threading.Event(), []
     held = vllm._runs.run(gate.wait, 20)
     try:
         with pytest.raises(TooMany):
-            for _ in range(40):
-                ask(vllm, Choice((5, 6), greedy(2)))
+            taken += [ask(vllm, Choice((5, 6), greedy(2))) for _ in range(28)]
+            ask(vllm, Choice((5, 6), greedy(2)))
     finally:
         gate.set()
     held.result()
+    assert len(taken) == 28  # 24 rows, and 4 that may wait
+    assert all(each.wait().failure is None for each in taken)
 
 
 def test_a_hook_that_fails_fails_the_requests_of_its_pass_and_nobody_after(vllm: Local) -> None:
-    from steering.groups import Group
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Group, "apply", lambda *_: 1 / 0)
         failed = ask(vllm, Choice((5, 6, 7), greedy(5), OPS[1])).wait()

@@ -156,15 +156,24 @@ class VllmEngine:
             except InputError as error:
                 line.work.fail(error)
 
-    def _ask(self, asked: Asked) -> Asked:
+    def warm(self) -> None:
+        """Has vLLM compile what it compiles for the first request that asks for log-probabilities, which takes seconds."""
+        self._finish([self._ask(Asked(Seat([self.vocabulary // 2])), likeliest=2)])
+
+    def _ask(self, asked: Asked, likeliest: int | None = None) -> Asked:
         """
+        Args:
+            likeliest: log-probabilities that nobody reads.
+
         Raises:
             InputError: vLLM refuses it.
         """
         line, name = asked.line, str(next(self._numbers))
-        generates = line is not None and asked.seat is line.seat
         try:
-            wish = self._wish(line) if generates and line is not None else self._parameters(max_tokens=1, temperature=0)
+            if line is not None and asked.seat is line.seat:
+                wish = self._wish(line)
+            else:
+                wish = self._parameters(max_tokens=1, temperature=0, logprobs=likeliest)
             wish.detokenize = False
             prompt = self._llm.renderer.render_cmpl([{"prompt_token_ids": list(asked.seat.ids)}])[0]
             asked.id = self._llm.add_request(name, prompt, wish)

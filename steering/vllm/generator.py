@@ -65,6 +65,7 @@ class VllmGenerator(EngineGenerator):
         engine.start(steerer)
         try:
             engine.run(self._check_steering).result()
+            engine.run(engine.warm).result()
         except BaseException:
             engine.close(0)
             raise

@@ -73,8 +73,13 @@ class Watcher:
             if not self._free:
                 self._grow()
             place = self._free.popleft()
+        self.clear(place)
+        return place
+
+    def clear(self, place: int) -> None:
+        """Nothing was read yet."""
+        with self.lock:
             self.most[place], self.latched[place], self.opened[place] = 0, False, 0
-            return place
 
     def free(self, places: Sequence[int]) -> None:
         """Takes places back. Safe from any thread."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
 
-from indexer.live import Live, Loaded, load_known_model
+from indexer.live import Live, Loaded, Streams, load_known_model
 from indexer.progress import Progress
 from indexer.saes import Release, open_release
 from indexer.subject import Described
@@ -35,32 +36,39 @@ MEMORY_SHARE = 0.25
 """Of the memory that is free when the model is loaded, for keys and values; on a GPU three times that."""
 
 
-class TorchGenerator(Live):
-    """A model of the home that reads and generates. See `schema.generation.Generator` for what it promises."""
+class Runs(Protocol):
+    """An engine: the thread that owns the model, and what waits for it. `steering.engine.Engine` is one."""
 
-    engine = "torch"
+    limits: Limits
+
+    @property
+    def run(self) -> Callable[..., Future[Any]]: ...
+    @property
+    def put(self) -> Callable[[Sequence[Line]], None]: ...
+    def fault(self) -> str | None: ...
+    def close(self, seconds: float) -> None: ...
+
+
+class EngineGenerator(Live):
+    """A model of the home that reads and generates, whatever engine runs it. See `schema.generation.Generator` for its promises."""
 
     def __init__(
         self,
         home: Home,
+        name: str,
         described: Described,
-        loaded: Loaded,
+        subject: Streams,
+        dtype: str,
+        engine: Runs,
+        steerer: Steerer,
         releases: Sequence[Release] = (),
-        limits: Limits | None = None,
         chat_template: str | None = None,
     ) -> None:
-        self._device = loaded.subject.device
-        self._steerer = Steerer(loaded.subject, self.encoder, described.tokenizer.special_ids.tolist())
-        self._prompts = PromptReader(described.tokenizer, loaded.name, chat_template)
+        self._engine, self._steerer, self._device = engine, steerer, subject.device
+        self._prompts = PromptReader(described.tokenizer, name, chat_template)
         self._spelling = Spelling(described.tokenizer.fast, described.tokenizer.special_ids.tolist())
         self._vocabulary = described.tokenizer.vocabulary
-        self._engine = Engine(
-            Passes(loaded.subject.model, self._steerer, self._device),
-            limits or Limits(),
-            end_tokens(described, loaded.subject.model),
-        )
-        super().__init__(home, loaded.name, described, loaded.subject, loaded.dtype, releases, run=self._engine.run)
-        self._engine.run(self._steerer.check).result()
+        super().__init__(home, name, described, subject, dtype, releases, run=engine.run)
 
     @property
     def context(self) -> int | None:
@@ -101,15 +109,6 @@ class TorchGenerator(Live):
             work.lines.append(self._line(work, choice, place, program))
         self._engine.put(work.lines)
 
-    def score(self, texts: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-        """See `schema.generation.Generator.score`."""
-        check_texts(texts, firsts, self._vocabulary, self.context)
-        model = self._subject.model
-        found: list[npt.NDArray[np.float32]] = self._engine.run(
-            score_texts, model, self._device, texts, firsts, self._vocabulary
-        ).result()
-        return found
-
     def fault(self) -> str | None:
         """See `schema.generation.Generator.fault`."""
         return self._engine.fault()
@@ -147,6 +146,37 @@ class TorchGenerator(Live):
             raise InputError(
                 "the divergence needs a second row, but the batch has one; ask with kl off, or raise --max-rows"
             )
+
+
+class TorchGenerator(EngineGenerator):
+    """Over the embedded engine and a plain model of transformers."""
+
+    engine = "torch"
+
+    def __init__(
+        self,
+        home: Home,
+        described: Described,
+        loaded: Loaded,
+        releases: Sequence[Release] = (),
+        limits: Limits | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        subject, self._model = loaded.subject, loaded.subject.model
+        steerer = Steerer(subject, self.encoder, described.tokenizer.special_ids.tolist())
+        engine = Engine(
+            Passes(self._model, steerer, subject.device), limits or Limits(), end_tokens(described, self._model)
+        )
+        super().__init__(home, loaded.name, described, subject, loaded.dtype, engine, steerer, releases, chat_template)
+        engine.run(steerer.check).result()
+
+    def score(self, texts: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """See `schema.generation.Generator.score`."""
+        check_texts(texts, firsts, self._vocabulary, self.context)
+        found: list[npt.NDArray[np.float32]] = self._engine.run(
+            score_texts, self._model, self._device, texts, firsts, self._vocabulary
+        ).result()
+        return found
 
 
 def open_generator(

@@ -51,6 +51,14 @@ class Ledger:
             self._most[place : place + 2] = 0
             return place
 
+    def clear(self, places: Sequence[int]) -> None:
+        """Sets places and those beside them to zero. On the model's thread."""
+        self.settle()
+        index = torch.tensor([p + phase for p in places for phase in (PROMPT, GENERATED)], device=self._device)
+        with self._lock:
+            self._sums[index] = 0
+            self._most[index] = 0
+
     def free(self, places: Sequence[int]) -> None:
         """Takes places back. Safe from any thread."""
         self._free.extend(places)

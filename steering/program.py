@@ -124,6 +124,12 @@ class Program:
         if self.watcher is not None:
             self.watcher.copy(first.slot, self.slot)
 
+    def restart(self) -> None:
+        """Forgets what was done so far: the model is going to read the text anew, from its first token."""
+        self._ledger.clear([step.slot for step in self._steps])
+        if self.watcher is not None:
+            self.watcher.clear(self.slot)
+
     def applied(self, engine: str = "torch") -> SteeringApplied:
         """What was done so far. Waits for the device."""
         places = [step.slot for step in self._steps]

@@ -69,14 +69,14 @@ def create_key(
         )
     if scope not in LADDER:
         raise InputError(f"--scope {scope!r}: one of {', '.join(LADDER)}")
-    other = session.scalars(select(Key).where(Key.name == name)).one_or_none()
-    if other is not None:
-        raise Conflict(f"there is a key named {name!r} ({state_of(other)}); names are not used twice, choose another")
     if given is not None and not SECRET.fullmatch(given):
         raise InputError(
             f"a key's secret is {PREFIX} and at least 32 letters, digits, _ or -, such as {PREFIX} and what "
             "'openssl rand -hex 32' gives"
         )
+    other = session.scalars(select(Key).where(Key.name == name)).one_or_none()
+    if other is not None:
+        raise Conflict(f"there is a key named {name!r} ({state_of(other)}); names are not used twice, choose another")
     secret = given or PREFIX + secrets.token_urlsafe(N_BYTES)
     key = Key(
         name=name,

@@ -127,6 +127,7 @@ def run_job(team: Deployment) -> None:
             time.sleep(0.2)
     assert job["state"] == "finished", f"the job {job['state']}: {job['error']}"
     assert [run["dataset"] for run in job["runs"]] == list(DATASETS)
+    assert "[request acceptance-1]" in team.log("worker"), "a job's lines bear the id of the request that submitted it"
 
 
 def scopebase(home: Path, *words: str) -> None:

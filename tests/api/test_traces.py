@@ -38,8 +38,10 @@ import sys
 from scopebase.cli import main
 import api.app
 sys.argv = ["scopebase", "saes"]
-main()
-print(sorted(name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))), file=sys.stderr)
+try:
+    main()
+finally:
+    print(sorted(name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))), file=sys.stderr)
 """
 
 

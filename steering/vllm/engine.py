@@ -136,7 +136,9 @@ class VllmEngine:
             for each in self._asked.values()
             if each.line is not None and (each.line.finish is not None or each.line.work.over)
         ]
-        self._dropped += sum(each.line is not None and each.seat is each.line.seat and each.line.finish is None for each in over)
+        self._dropped += sum(
+            each.line is not None and each.seat is each.line.seat and each.line.finish is None for each in over
+        )
         self._abort(over)
         if over:
             self._desk.ended()

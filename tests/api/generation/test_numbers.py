@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -15,6 +17,7 @@ from schema.home import open_home
 from schema.settings import Settings
 from tests.api.generation.scripted import Scripted, say
 
+DASHBOARD = Path(__file__).parents[3] / "docs" / "how-to" / "dashboard.json"
 BODY = {"prompt": "Ann", "max_tokens": 3}
 
 
@@ -49,6 +52,13 @@ def test_texts_are_counted_whatever_becomes_of_them(indexed: Settings) -> None:
             client.post("/v1/completions", json=BODY)
         generator.script = say
         found = numbers(client)
+        told = {
+            sample.name
+            for family in text_string_to_metric_families(client.get("/metrics").text)
+            for sample in family.samples
+        }
+    drawn = set(re.findall(r"scopebase_\w+", DASHBOARD.read_text(encoding="utf-8")))
+    assert drawn - told == set(), "the dashboard draws what nobody tells"
     assert found["scopebase_first_token_seconds_count"] == 2
     assert found["scopebase_texts_refused_total"] == 1
     assert found["scopebase_texts_unfinished_total"] == 1

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench docs oracle gpu clean
+.PHONY: demo test check bench docs oracle gpu team-up team-down team-test clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,6 +37,15 @@ oracle: .venv/installed          ## compare the numerics with SAELens
 
 gpu: .venv/installed             ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+team-up: .venv/installed         ## what docker-compose.yml runs, without Docker: PostgreSQL, an object store, API and worker; Ctrl-C ends it
+	$(BIN)/python -m tests.team up
+
+team-down:                       ## end the one that runs
+	$(BIN)/python -m tests.team down
+
+team-test: .venv/installed       ## start one, ask of it what the embedded deployment does, and end it
+	$(BIN)/python -m tests.team check
 
 clean:
 	rm -rf .venv scopebase-demo bench-results

@@ -20,6 +20,7 @@ from api.gate.journal import HEADER, Journal
 from api.gate.keys import KeyGate
 from api.gate.limits import Limits
 from api.gate.metrics import Counted, Metrics
+from api.gate.traced import Traced
 from api.openapi import complete
 from api.problems import PROBLEM as PROBLEM
 from api.problems import problem
@@ -52,6 +53,7 @@ from api.services.labels.chat import Explainer
 from api.services.library import Library
 from api.services.sweeps.runner import Runner
 from api.services.version import running_version
+from schema import tracing
 from schema.errors import ScopebaseError
 from schema.generation import Generator
 from schema.home import Home
@@ -116,7 +118,7 @@ def create_app(
         generate_unique_id_function=_name,
     )
     app.state.library = Library(home, meaning)
-    app.state.metrics = Metrics(home)
+    app.state.metrics = Metrics(home, generator)
     app.state.live = live or generator
     app.state.generator = generator
     app.state.explainer = explainer
@@ -152,6 +154,8 @@ def _guard(app: FastAPI, home: Home, access: Access) -> None:
         )
     app.add_middleware(HostGate, access=access)
     app.add_middleware(Counted, metrics=app.state.metrics)
+    if tracing.on():
+        app.add_middleware(Traced)
     app.add_middleware(Journal, log=access.log)
 
 

@@ -6,6 +6,7 @@ early at a border between two pieces of it only; what is committed by then stays
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -19,11 +20,13 @@ from typing import Any
 from indexer.config import IndexConfig
 from indexer.places import dataset_source, repository
 from indexer.progress import Progress
+from schema import tracing
 from schema.errors import InputError, LeaseLost, ScopebaseError
 from schema.jobs import prune
 from schema.queue import Queue
 from schema.records import RunReport
 from schema.tables import Job
+from schema.tracing import REQUEST
 from schema.wire.jobs import IndexJob, JobProgress, JobRun
 
 LOG = logging.getLogger("scopebase.jobs")
@@ -101,7 +104,7 @@ def work_off(queue: Queue, do: Do, ending: threading.Event, say: Say, *, once: b
             continue
         if job is not None:
             taken += 1
-            do_job(queue, job, do, ending, say)
+            contextvars.copy_context().run(do_job, queue, job, do, ending, say)  # the next one is another's
         elif once:
             break
         else:
@@ -111,6 +114,12 @@ def work_off(queue: Queue, do: Do, ending: threading.Event, say: Say, *, once: b
 
 def do_job(queue: Queue, job: Job, do: Do, ending: threading.Event, say: Say) -> None:
     """One job, to its end or to where it has to stop; the queue knows what became of it."""
+    REQUEST.set(job.request_id)
+    with tracing.span("job", "consumer", job=job.id, attempt=job.attempts):
+        _do_job(queue, job, do, ending, say)
+
+
+def _do_job(queue: Queue, job: Job, do: Do, ending: threading.Event, say: Say) -> None:
     say(f"job {job.id}: attempt {job.attempts}")
     watched = Watched(queue, job, ending, say)
     try:

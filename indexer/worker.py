@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from sqlalchemy import func, select
 
@@ -18,6 +19,7 @@ from indexer.progress import Bar, Progress
 from indexer.rows import sample_texts
 from indexer.seal import Source, merged_profile, postings, profile_row
 from indexer.survey import DatasetSpec
+from schema import tracing
 from schema.errors import LeaseLost
 from schema.home import Home
 from schema.lookup import segments_of
@@ -180,7 +182,8 @@ def do_shard(home: Home, shard: Shard, work: Callable[[Shard, Staged], Stats]) -
     """Does a leased shard, stages and publishes it; what it staged, nothing where the lease was lost on the way."""
     staged: Staged = {}
     try:
-        with home.ledger.holding(shard):
+        told: dict[str, Any] = {"run": shard.run_id, "shard": shard.id, "first": shard.first, "stop": shard.stop}
+        with tracing.span(f"index.{shard.kind}", **told), home.ledger.holding(shard):
             stats = work(shard, staged)
     except BaseException:
         discard(home.store, staged)
@@ -190,7 +193,8 @@ def do_shard(home: Home, shard: Shard, work: Callable[[Shard, Staged], Stats]) -
     except LeaseLost:
         discard(home.store, staged)
         return {}
-    publish_staged(home)
+    with tracing.span("index.publish"):
+        publish_staged(home)
     return staged
 
 

@@ -100,6 +100,36 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Where a choice's time went, in seconds."""
+
+    queue: float
+    """Until it had its row."""
+    prompt: float
+    """From there to its first token."""
+    decode: float
+    """From there to its last."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine has done since it began, and what it is at."""
+
+    generated: int
+    """Tokens."""
+    read: int
+    """Tokens of prompts."""
+    rows: int
+    """That its batch may have."""
+    at_work: int
+    """Rows that have a choice, or its unsteered shadow."""
+    waiting: int
+    """Choices that have no row yet."""
+    dropped: int
+    """Choices that lost their row before they were done: their clients left, or they failed."""
+
+
+@dataclass(frozen=True)
 class Ended:
     """A choice is done; nothing follows it."""
 
@@ -108,6 +138,8 @@ class Ended:
     n_generated: int
     applied: SteeringApplied | None
     """Of this choice alone; None where it has no operation."""
+    times: Times | None = None
+    """None where the engine does not measure them."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +209,9 @@ class Generator(LiveModel, Protocol):
 
     def fault(self) -> str | None:
         """Why it cannot generate, in one sentence; None while it can."""
+
+    def stats(self) -> Stats:
+        """Its counts. Safe for any thread, at any time, and cheap."""
 
     def close(self, seconds: float = 5.0) -> None:
         """Takes no more requests, lets those at work finish for so long, then ends them with `Failed`."""

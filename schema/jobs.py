@@ -18,6 +18,7 @@ from schema.audit import audit
 from schema.errors import Conflict, InputError, NotFound
 from schema.ledger import clock
 from schema.tables import Job, JobEvent
+from schema.tracing import REQUEST
 from schema.words import JobState
 
 ENDED = ("finished", "failed", "cancelled")
@@ -57,6 +58,7 @@ def submit(session: Session, kind: str, request: Mapping[str, Any], author: str,
         kind=kind,
         request=dict(request),
         author=author,
+        request_id=REQUEST.get(),
         idempotency_key=key,
         state="queued",
         due=clock(session),

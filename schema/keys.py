@@ -24,6 +24,8 @@ SHOWN = 8
 LADDER: tuple[Scope, ...] = get_args(Scope)
 """Each scope holds those before it."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
+SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{32,200}")
+"""Of a secret that somebody brings along: long enough that nobody guesses it."""
 _UNITS = {"h": 1, "d": 24, "w": 24 * 7}
 _LIFETIME = re.compile(r"([1-9][0-9]{0,4})([hdw])")
 
@@ -47,15 +49,18 @@ def lifetime(text: str) -> timedelta | None:
     return timedelta(hours=int(found[1]) * _UNITS[found[2]])
 
 
-def create_key(session: Session, name: str, scope: Scope, lasts: timedelta | None, author: str) -> tuple[Key, str]:
+def create_key(
+    session: Session, name: str, scope: Scope, lasts: timedelta | None, author: str, given: str | None = None
+) -> tuple[Key, str]:
     """A new key and its secret, which nothing can show again.
 
     Args:
         scope: the highest thing it may do; those below come with it.
         lasts: None for ever.
+        given: the secret, where it is known before: a deployment's first key.
 
     Raises:
-        InputError: a name that cannot be one, or an unknown scope.
+        InputError: a name that cannot be one, an unknown scope, or a given secret that is too easy to guess.
         Conflict: a key of that name exists or existed; the audit log speaks of keys by their names.
     """
     if not NAME.fullmatch(name):
@@ -64,10 +69,15 @@ def create_key(session: Session, name: str, scope: Scope, lasts: timedelta | Non
         )
     if scope not in LADDER:
         raise InputError(f"--scope {scope!r}: one of {', '.join(LADDER)}")
+    if given is not None and not SECRET.fullmatch(given):
+        raise InputError(
+            f"a key's secret is {PREFIX} and at least 32 letters, digits, _ or -, such as {PREFIX} and what "
+            "'openssl rand -hex 32' gives"
+        )
     other = session.scalars(select(Key).where(Key.name == name)).one_or_none()
     if other is not None:
         raise Conflict(f"there is a key named {name!r} ({state_of(other)}); names are not used twice, choose another")
-    secret = PREFIX + secrets.token_urlsafe(N_BYTES)
+    secret = given or PREFIX + secrets.token_urlsafe(N_BYTES)
     key = Key(
         name=name,
         prefix=secret[:SHOWN],
@@ -80,6 +90,12 @@ def create_key(session: Session, name: str, scope: Scope, lasts: timedelta | Non
     expires = None if key.expires_at is None else key.expires_at.isoformat()
     audit(session, author, "key.create", name, {"scopes": key.scopes, "expires_at": expires})
     return key, secret
+
+
+def find_given(session: Session, name: str, given: str) -> Key | None:
+    """The live key of that name and secret, so that who brings a secret along may bring it again."""
+    key = session.scalars(select(Key).where(Key.name == name, Key.sha256 == digest(given))).one_or_none()
+    return key if key is not None and state_of(key) == "live" else None
 
 
 def list_keys(session: Session) -> list[Key]:

@@ -21,6 +21,7 @@ from schema import deadline
 from schema.bucket import Bucket, in_words, storage_options
 from schema.errors import HomeError
 from schema.layout import FORMAT, TABLES, fence_row, schema_of
+from schema.tracing import during, traced
 
 _IDENTITY = b"scopebase.store"
 _FORMAT = b"scopebase.format"
@@ -170,6 +171,7 @@ class Store:
                 if self._open.get(name) is handle:
                     del self._open[name]
 
+    @traced("store.rows", "table", "n_keys")
     def rows(self, table: str, keys: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows with these keys, in the order of the keys; keys that are not there are left out.
 
@@ -210,7 +212,7 @@ class Store:
             batch_readahead=4,
             fragment_readahead=1,
         )
-        return self._in_time(scanner.to_batches())
+        return during("store.span", self._in_time(scanner.to_batches()), table=table)
 
     def _recent(self, name: str) -> Any:
         now = time.monotonic()

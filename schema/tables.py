@@ -235,6 +235,8 @@ class Job(Base):
     kind: Mapped[str] = mapped_column(String(16))
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     author: Mapped[str] = mapped_column(String(128))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    """Of the HTTP request that submitted it."""
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     state: Mapped[str] = mapped_column(String(16), default="queued")
     due: Mapped[float]

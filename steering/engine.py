@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from schema.errors import ScopebaseError, WorkFailed
+from schema.generation import Stats
 from steering.batch import After, Batch, Passes, Prompts, Seat
 from steering.desk import Desk
 from steering.queue import Line, divergence, log
@@ -54,11 +55,17 @@ class Engine:
         self._shadowed: list[Line] = []
         self._sampler = Sampler((), passes.device)
         self._tokens = self._source = self._place = torch.empty(0, dtype=torch.long)
+        self._generated = self._read = self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     def fault(self) -> str | None:
         return self._desk.fault
+
+    def stats(self) -> Stats:
+        """See `schema.generation.Generator.stats`."""
+        at_work, waiting = self._desk.taken, len(self._desk.waiting)
+        return Stats(self._generated, self._read, self.limits.rows, at_work, waiting, self._dropped)
 
     def close(self, seconds: float) -> None:
         """See `schema.generation.Generator.close`."""
@@ -95,7 +102,8 @@ class Engine:
         if len(staying) < len(self._batch):
             kept = set(staying)
             for seat in [seat for i, seat in enumerate(self._batch.seats) if i not in kept]:
-                del self._lines[seat]
+                line = self._lines.pop(seat)
+                self._dropped += line.seat is seat and line.finish is None
             self._batch.keep(staying)
             self._seated()
             self._desk.ended()
@@ -111,7 +119,7 @@ class Engine:
         waiting = self._desk.waiting
         while waiting and self._fits(waiting[0], short):
             line = waiting.popleft()
-            line.work.begun = True
+            line.seat_taken()
             if len(line.choice.ids) > self.limits.chunk:
                 self._begin([line, *self._others_like(line, short)])
             else:
@@ -158,6 +166,7 @@ class Engine:
 
     def _first_tokens(self, prompts: Prompts, lines: Sequence[Line], after: After) -> None:
         place = {seat: i for i, seat in enumerate(prompts.seats)}
+        self._read += sum(len(line.choice.ids) for line in lines)
         self._measure(lines, place, after.logits)
         own = torch.tensor([place[line.seat] for line in lines], device=after.logits.device)
         sampler = Sampler([line.draw for line in lines], after.logits.device)
@@ -214,6 +223,7 @@ class Engine:
             if token < 0:
                 line.work.fail(WorkFailed(_not_finite(line)))
             else:
+                self._generated += 1
                 line.take(token, chosen.told.get(i), self._ends)
 
     def _try(self, work: Callable[[], Any], lines: Sequence[Line]) -> Any:

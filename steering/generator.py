@@ -17,7 +17,7 @@ from indexer.progress import Progress
 from indexer.saes import Release, open_release
 from indexer.subject import Described
 from schema.errors import BeyondContext, InputError
-from schema.generation import Choice, Event, Sampling
+from schema.generation import Choice, Event, Sampling, Stats
 from schema.home import Home
 from schema.names import parse_feature
 from steering.batch import Passes
@@ -45,6 +45,8 @@ class Runs(Protocol):
     def run(self) -> Callable[..., Future[Any]]: ...
     @property
     def put(self) -> Callable[[Sequence[Line]], None]: ...
+    def stats(self) -> Stats: ...
+
     def fault(self) -> str | None: ...
     def close(self, seconds: float) -> None: ...
 
@@ -108,6 +110,10 @@ class EngineGenerator(Live):
                 first = (choice, program)
             work.lines.append(self._line(work, choice, place, program))
         self._engine.put(work.lines)
+
+    def stats(self) -> Stats:
+        """See `schema.generation.Generator.stats`."""
+        return self._engine.stats()
 
     def fault(self) -> str | None:
         """See `schema.generation.Generator.fault`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from schema.generation import Choice, Ended, Event, Failed, Finish
+from schema.generation import Choice, Ended, Event, Failed, Finish, Times
 from schema.wire.steering import SteeringApplied
 from steering.batch import Seat
 from steering.hooks import Program
@@ -27,6 +28,7 @@ class Work:
         self.over = False
         """Nothing more is done for it: it was cancelled, it failed, or every choice has ended."""
         self.begun = False
+        self.arrived = time.monotonic()
 
     def cancel(self) -> None:
         """See `schema.generation.Ticket.cancel`."""
@@ -68,6 +70,12 @@ class Line:
         self.n_generated = 0
         self.finish: Finish | None = None
         self._kl: list[float] = []
+        self._seated = self._first = self.work.arrived
+
+    def seat_taken(self) -> None:
+        """Its prompt is read from now on."""
+        self.work.begun = True
+        self._seated = time.monotonic()
 
     @property
     def seats(self) -> list[Seat]:
@@ -89,6 +97,8 @@ class Line:
     def take(self, token: int, told: Told | None, ends: frozenset[int]) -> None:
         """The next token: says what can be said, and ends the choice where it ends."""
         self.n_generated += 1
+        if self.n_generated == 1:
+            self._first = time.monotonic()
         sampling = self.choice.sampling
         if token in ends and not sampling.ignore_end:
             self._end("stop")
@@ -109,8 +119,11 @@ class Line:
         if piece is not None:
             self.work.tell(piece)
         self.finish = "stop" if self.writer.stopped else finish
-        self.work.tell(Ended(self.place, self.finish, self.n_generated, self._applied()))
+        self.work.tell(Ended(self.place, self.finish, self.n_generated, self._applied(), self._times()))
         self.work.ended()
+
+    def _times(self) -> Times:
+        return Times(self._seated - self.work.arrived, self._first - self._seated, time.monotonic() - self._first)
 
     def _applied(self) -> SteeringApplied | None:
         if self.program is None:

@@ -1,17 +1,9 @@
-"""docker-compose.yml and the Dockerfile say nothing that the code does not know."""
+"""docker-compose.yml, the Dockerfile and `make team-up` say nothing that the code does not know."""
 
 from __future__ import annotations
 
-import json
-import os
+import fnmatch
 import re
-import shlex
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +11,65 @@ import pytest
 import typer
 import yaml
 
-from schema import settings
 from schema.settings import Settings
 from scopebase.cli import app
+from tests.team import Refused, free_port, in_order, is_once, read_compose
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service["command"] for name, service in SERVICES.items() if "build" in service}
+SECRETS = {"POSTGRES_PASSWORD": "p1", "OBJECTS_SECRET": "o1", "SCOPEBASE_ADMIN_KEY": "sb_" + "a" * 64}
+PINNED = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+[\w.-]*@sha256:[0-9a-f]{64}")
+CONDITIONS = {"service_healthy", "service_completed_successfully", "service_started"}
 
 
-def words(command: str | list[str] | None) -> list[str]:
-    return shlex.split(command) if isinstance(command, str) else list(command or [])
-
-
-OURS = {name: words(service["command"]) for name, service in SERVICES.items() if "command" in service}
+def stages() -> dict[str, list[str]]:
+    """Stage of the Dockerfile -> its lines, those of the stages that it builds on first."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in DOCKERFILE.replace("\\\n", " ").splitlines():
+        if line.startswith("FROM "):
+            _, base, _, name = line.split()
+            found[name] = list(found.get(base, []))
+        if name:
+            found[name].append(line)
+    return found
 
 
 def test_the_services_of_a_team() -> None:
-    assert set(SERVICES) == {"postgres", "migrate", "api"}
-    assert {name for name, service in SERVICES.items() if service.get("build")} == {"migrate", "api"}
+    assert set(SERVICES) == {"postgres", "objects", "migrate", "key", "api", "worker", "indexer"}
+    assert set(OURS) == {"migrate", "key", "api", "worker", "indexer"}
+    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["indexer"]
+
+
+def test_every_key_of_a_service_is_one_that_compose_knows() -> None:
+    """The names of the Compose specification that we use; a misspelt one would be refused by `docker compose`, and by nobody here."""
+    known = {
+        "build",
+        "cap_drop",
+        "command",
+        "depends_on",
+        "deploy",
+        "environment",
+        "healthcheck",
+        "image",
+        "ports",
+        "profiles",
+    }
+    known |= {"read_only", "restart", "security_opt", "tmpfs", "user", "volumes"}
+    checks = {"test", "interval", "timeout", "retries", "start_period", "disable"}
+    for name, service in SERVICES.items():
+        assert set(service) <= known, f"{name}: {set(service) - known}"
+        assert set(service.get("healthcheck", {})) <= checks
+        assert re.fullmatch(r"no|always|unless-stopped|on-failure(:\d+)?", service["restart"])
+        for command in (service.get("command", []), service.get("healthcheck", {}).get("test", [])):
+            assert all(isinstance(word, str) for word in command), f"{name}: {command}"
+        assert all(isinstance(value, str | None) for value in service["environment"].values()), (
+            f"{name}: quote its numbers"
+        )
+    assert {name for name in COMPOSE if not name.startswith("x-")} == {"services", "volumes"}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -54,90 +85,122 @@ def test_commands_and_their_options_exist(name: str) -> None:
 
 
 def test_what_is_waited_for_exists_and_can_be_waited_for() -> None:
-    conditions = {"service_healthy", "service_completed_successfully", "service_started"}
     for name, service in SERVICES.items():
         for other, wait in service.get("depends_on", {}).items():
             assert other in SERVICES, f"{name} waits for {other}"
-            assert wait["condition"] in conditions
+            assert wait["condition"] in CONDITIONS
             if wait["condition"] == "service_healthy":
-                assert "healthcheck" in SERVICES[other], f"{name} waits for {other}, whose health nobody checks"
+                assert "test" in SERVICES[other]["healthcheck"], f"{name} waits for {other}, whose health nobody checks"
             if wait["condition"] == "service_completed_successfully":
-                assert SERVICES[other].get("restart", "no") in ("no", "on-failure"), f"{other} never ends"
+                assert is_once(SERVICES[other]), f"{other} never ends"
+    order = in_order(SERVICES)
+    assert order.index("migrate") < order.index("key") < order.index("api")
+    assert max(map(order.index, ("postgres", "objects"))) < order.index("key")
 
 
-def test_health_is_asked_and_the_port_published_where_the_api_listens() -> None:
+def test_what_runs_on_is_healthy_or_started_again() -> None:
+    for name, service in SERVICES.items():
+        checked = "test" in service.get("healthcheck", {})
+        assert checked != is_once(service), name
+        assert (service["restart"] == "unless-stopped") == checked
+
+
+def test_images_are_pinned_to_the_last_byte() -> None:
+    foreign = [service["image"] for service in SERVICES.values() if "build" not in service]
+    bases = {line.split()[1] for line in re.findall(r"^FROM .+", DOCKERFILE, re.MULTILINE)} - set(stages())
+    assert len(foreign) == 2
+    assert len(bases) == 1
+    for image in (*foreign, *bases):
+        assert PINNED.fullmatch(image), image
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    for name in OURS:
+        assert SERVICES[name]["image"] == f"scopebase:{version[1]}-{SERVICES[name]['build']['target']}"
+
+
+def test_nobody_is_root_with_roots_powers() -> None:
+    for name, service in SERVICES.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+    for target in ("cpu", "cuda"):
+        assert [line for line in stages()[target] if line.startswith("USER ")][-1] == "USER scopebase"
+    assert all(SERVICES[name]["read_only"] for name in OURS)
+
+
+def test_targets_exist_and_the_default_needs_no_gpu() -> None:
+    assert list(stages())[-1] == "cpu"
+    assert {service["build"]["target"] for service in SERVICES.values() if "build" in service} == {"cpu", "cuda"}
+    for target in ("cpu", "cuda"):
+        assert any(line.startswith("HEALTHCHECK ") for line in stages()[target])
+        index = re.findall(r"download\.pytorch\.org/whl/(\w+)", "\n".join(stages()[f"{target}-requirements"]))
+        assert len(index) == 1
+        assert re.fullmatch("cpu" if target == "cpu" else r"cu\d{3}", index[0])
+        assert all("-c constraints.txt" in line for line in stages()[f"{target}-requirements"] if "pip install" in line)
+    device = SERVICES["indexer"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+
+def test_what_the_image_copies_is_there_and_the_context_has_it() -> None:
+    left_out = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    copied = {s for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE) for s in line.split()[:-1]}
+    for source in copied:
+        assert (ROOT / source).exists(), f"the Dockerfile copies {source}"
+        assert not any(fnmatch.fnmatch(source, pattern) for pattern in left_out), source
+    assert ".env" in left_out, "secrets do not belong into an image"
+    packaged = re.search(r"only-include = \[(.+)\]", (ROOT / "pyproject.toml").read_text())
+    assert packaged is not None
+    assert set(re.findall(r'"(\w+)"', packaged[1])) <= copied
+    for line in re.findall(r"--from=(\S+)|from=([\w-]+),", DOCKERFILE):
+        assert "".join(line) in stages()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_service_is_told_of_both_stores(name: str) -> None:
+    environ = read_compose(SECRETS).get(name, SERVICES[name])["environment"]
+    known = set(re.findall(r"SCOPEBASE_[A-Z_]+", "".join(file.read_text() for file in (ROOT / "schema").glob("*.py"))))
+    given = {word for word in OURS[name] if word.startswith("SCOPEBASE_")}  # a variable that the command itself names
+    assert {variable for variable in environ if variable.startswith("SCOPEBASE_")} <= known | given
+    read = Settings.read(None, environ)
+    postgres, objects = SERVICES["postgres"]["environment"], SERVICES["objects"]
+    password = "${POSTGRES_PASSWORD:?see .env.example}" if name == "indexer" else SECRETS["POSTGRES_PASSWORD"]
+    place = f"{postgres['POSTGRES_USER']}:{password}@postgres:5432/{postgres['POSTGRES_DB']}"
+    assert read.database_url == f"postgresql+psycopg://{place}"
+    bucket = objects["volumes"][0].split("/")[-1]
+    assert read.store_url.startswith(f"s3://{bucket}/")
+    port = objects["command"][objects["command"].index("--port") + 1]
+    assert environ["AWS_ENDPOINT_URL"] == f"http://objects{port}"
+    assert environ["AWS_REGION"] == objects["command"][objects["command"].index("--region") + 1]
+    assert environ["AWS_ACCESS_KEY_ID"] == objects["environment"]["ROOT_ACCESS_KEY"]
+
+
+def test_a_key_is_asked_for_and_the_port_is_this_machines_unless_said() -> None:
     api, command = SERVICES["api"], OURS["api"]
+    assert "--auth" in command
+    assert int(command[command.index("--workers") + 1]) > 1
     listens = command[command.index("--port") + 1]
-    published = [str(port).rsplit(":", 2) for port in api["ports"]]
-    assert published == [["127.0.0.1", listens, listens]], "this machine alone: nobody is asked for a key"
-    assert f"http://127.0.0.1:{listens}/v1/health" in " ".join(api["healthcheck"]["test"])
+    assert api["ports"] == [f"${{SCOPEBASE_PUBLISH:-127.0.0.1}}:{listens}:{listens}"]
+    assert f"http://127.0.0.1:{listens}/v1/ready" in " ".join(api["healthcheck"]["test"])
     assert re.search(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)[1] == listens  # type: ignore[index]
 
 
-def test_images_are_of_one_version() -> None:
-    images = [service["image"] for service in SERVICES.values() if "image" in service]
-    images += re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
-    assert len(images) == 2
-    for image in images:
-        assert re.search(r":\d+\.\d+", image), f"{image} is another one every month"
-
-
-@pytest.mark.parametrize("name", ["migrate", "api"])
-def test_both_stores_are_named_by_what_the_settings_read(name: str) -> None:
-    environ: dict[str, str] = SERVICES[name]["environment"]
-    known = set(re.findall(r"SCOPEBASE_[A-Z_]+", Path(settings.__file__).read_text(encoding="utf-8")))
-    assert set(environ) | set(re.findall(r"SCOPEBASE_[A-Z_]+", DOCKERFILE)) <= known
-    read = Settings.read(None, environ)
-    postgres = SERVICES["postgres"]["environment"]
-    assert read.database_url == (
-        f"postgresql+psycopg://{postgres['POSTGRES_USER']}:${{POSTGRES_PASSWORD}}@postgres:5432/{postgres['POSTGRES_DB']}"
-    )
-    mounted = dict(volume.split(":")[:2] for volume in SERVICES[name]["volumes"])
-    assert mounted["store"] in [str(folder) for folder in (read.store_folder or Path()).parents]
+def test_secrets_are_asked_for_by_name_and_nowhere_written() -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    asked = set(re.findall(r"\$\{(\w+):\?", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
+    assert asked == set(SECRETS)
+    assert set(re.findall(r"^(\w+)=$", example, re.MULTILINE)) == asked
+    for missing in asked:
+        with pytest.raises(Refused, match=f"{missing} is not set: see .env.example"):
+            read_compose({name: value for name, value in SECRETS.items() if name != missing})
+    assert read_compose(SECRETS)["postgres"]["environment"]["POSTGRES_PASSWORD"] == "p1"
+    assert ".env" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
 
 
 def test_volumes_are_declared() -> None:
     used = {volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
-    assert used == set(COMPOSE["volumes"])
+    assert {name for name in used if not name.startswith("$")} == set(COMPOSE["volumes"])
 
 
-def test_what_the_image_copies_is_there() -> None:
-    left_out = set((ROOT / ".dockerignore").read_text(encoding="utf-8").split())
-    for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
-        for source in line.split()[:-1]:
-            assert (ROOT / source).exists(), f"the Dockerfile copies {source}"
-            assert source not in left_out
-
-
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_the_services_one_after_another(database_url: str, tmp_path: Path) -> None:
-    """Their own commands as processes of this machine, over an empty server: the API is healthy and has nothing yet."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    stores = {"SCOPEBASE_DATABASE_URL": database_url, "SCOPEBASE_STORE_URL": str(tmp_path / "store")}
-    environ = {**os.environ, **stores, "SCOPEBASE_HOME": str(tmp_path)}
-    listens = {"0.0.0.0": "127.0.0.1", "8000": port}
-    migrate, api = ([sys.executable, "-m", *(listens.get(w, w) for w in OURS[name])] for name in ("migrate", "api"))
-    subprocess.run(migrate, env=environ, check=True, capture_output=True)
-    with subprocess.Popen(api, env=environ, stderr=subprocess.PIPE, text=True) as serving:
-        try:
-            assert _answer(f"http://127.0.0.1:{port}/v1/health", serving)["status"] == "ok"
-            assert _answer(f"http://127.0.0.1:{port}/v1/datasets", serving)["data"] == []
-        finally:
-            serving.terminate()
-
-
-def _answer(url: str, serving: subprocess.Popen[str]) -> Any:
-    """The JSON at an address, once somebody answers there."""
-    for _ in range(900):
-        if serving.poll() is not None:
-            pytest.fail(serving.stderr.read() if serving.stderr else "it ended")
-        try:
-            with urllib.request.urlopen(url) as answer:
-                return json.load(answer)
-        except urllib.error.URLError as error:
-            if isinstance(error, urllib.error.HTTPError):
-                raise
-            time.sleep(0.1)
-    pytest.fail(f"nobody answers at {url}")
+def test_services_that_wait_for_each_other_are_refused() -> None:
+    with pytest.raises(Refused, match="wait for each other"):
+        in_order({"a": {"depends_on": {"b": {}}}, "b": {"depends_on": {"a": {}}}})
+    assert free_port() != free_port()

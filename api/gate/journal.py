@@ -14,6 +14,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.gate.messages import address_of, headers_of
+from schema.tracing import REQUEST
 
 LOG = logging.getLogger("scopebase.requests")
 HEADER = "x-request-id"
@@ -33,6 +34,7 @@ class Journal:
         id_ = headers_of(scope).get(HEADER, "")
         id_ = id_ if _SANE.fullmatch(id_) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = id_
+        REQUEST.set(id_)
         seen = {"status": 500, "bytes": 0}
         begin = time.perf_counter()
 
@@ -56,6 +58,7 @@ def _line(scope: Scope, seen: dict[str, int], seconds: float) -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "id": state["request_id"],
+        **({"trace": state["trace"]} if state.get("trace") else {}),
         "actor": state.get("actor"),
         "address": address_of(scope),
         "method": scope["method"],

@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from typing import get_args
+from contextlib import suppress
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schema.errors import ScopebaseError
+from schema.generation import Generator
 from schema.home import Home
 from schema.lab import Label
 from schema.tables import Dataset, Job, Run, Sae, Shard
@@ -29,8 +32,8 @@ SHARED = "PROMETHEUS_MULTIPROC_DIR"
 class Metrics:
     """The numbers of one application."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, home: Home, generator: Generator | None = None) -> None:
+        self._held: list[Collector] = [Holdings(home), *([] if generator is None else [Engine(generator)])]
         self._own = CollectorRegistry()
         by = ("method", "route", "status")
         self.requests = Counter("scopebase_requests", "Requests that were answered", by, registry=self._own)
@@ -40,6 +43,13 @@ class Metrics:
         self.at_work = Gauge(
             "scopebase_requests_at_work", "Requests being answered", registry=self._own, multiprocess_mode="livesum"
         )
+        self.first_token = Histogram(
+            "scopebase_first_token_seconds", "Until a text's first token", buckets=BUCKETS, registry=self._own
+        )
+        self.refused = Counter("scopebase_texts_refused", "Texts refused because too many wait", registry=self._own)
+        self.unfinished = Counter(
+            "scopebase_texts_unfinished", "Texts whose clients left, or that failed on the way", registry=self._own
+        )
 
     def text(self) -> bytes:
         """Everything, as Prometheus reads it."""
@@ -48,15 +58,39 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)
         held = CollectorRegistry()
-        held.register(Holdings(self._home))
+        for each in self._held:
+            held.register(each)
         return generate_latest(registry) + generate_latest(held)
 
 
-class Holdings:
+class Engine(Collector):
+    """What the engine that generates has done, and is at."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        stats = self._generator.stats()
+        for name, what, value in (
+            ("generated_tokens", "Tokens generated; its rate is tokens a second", stats.generated),
+            ("prompt_tokens", "Tokens of prompts read", stats.read),
+            ("texts_dropped", "Texts that lost their row before they were done", stats.dropped),
+        ):
+            yield CounterMetricFamily(f"scopebase_{name}", what, value=value)
+        for name, what, value in (
+            ("generation_rows", "Rows that the batch may have", stats.rows),
+            ("generation_rows_at_work", "Rows of the batch that are taken", stats.at_work),
+            ("generation_queue", "Texts that wait for a row", stats.waiting),
+        ):
+            yield GaugeMetricFamily(f"scopebase_{name}", what, value=value)
+
+
+class Holdings(Collector):
     """What the home holds, counted when somebody looks."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        self._sizes: dict[tuple[str, int], int] = {}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
@@ -82,6 +116,7 @@ class Holdings:
         yield GaugeMetricFamily("scopebase_database_up", "Whether the database answers", value=1)
         for name, (value, what) in numbers.items():
             yield GaugeMetricFamily(f"scopebase_{name}", what, value=value or 0)
+        yield self._tables()
         for name, what, known, found in (
             ("shards", "Pieces of indexing work by state", ("open", "leased", "staged", "committed"), shards),
             ("jobs", "Jobs by state", get_args(JobState), jobs),
@@ -90,6 +125,23 @@ class Holdings:
             for state in known:
                 states.add_metric([state], found.get(state, 0))
             yield states
+
+    def _tables(self) -> GaugeMetricFamily:
+        """As the newest manifests say, which is one small read a table and none where nothing changed."""
+        sizes = GaugeMetricFamily("scopebase_table_bytes", "Data files of a table of the store", labels=["table"])
+        with suppress(OSError, ValueError, ScopebaseError):  # readiness says what is wrong with the store
+            for name in self._home.tables():
+                if self._home.store.has(name):
+                    sizes.add_metric([name], self._size(name, self._home.store.table(name)))
+        return sizes
+
+    def _size(self, name: str, handle: Any) -> int:
+        key = (name, int(handle.version))
+        if key not in self._sizes:
+            files = (file for fragment in handle.get_fragments() for file in fragment.metadata.files)
+            self._sizes = {known: size for known, size in self._sizes.items() if known[0] != name}
+            self._sizes[key] = sum(file.file_size_bytes or 0 for file in files)
+        return self._sizes[key]
 
 
 class Counted:

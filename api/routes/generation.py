@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,6 +15,7 @@ from api.services.generation.assembly import Assembly
 from api.services.generation.forms import ChatForm, CompletionForm
 from api.services.generation.prepared import Prepared, prepare_chat, prepare_completion
 from api.streams import ClientLeft, EventStream, unless_left
+from schema.errors import TooMany
 from schema.generation import Generator
 from schema.wire.chat import ChatBody, ChatChunk, ChatCompletion
 from schema.wire.completions import Completion, CompletionBody, CompletionChunk
@@ -72,20 +74,28 @@ async def _answer(
     """The whole answer, or a stream that begins once its first token is there: until then a failure has a status of its own."""
     settle = spend(prepared.most_tokens)
     arriving = Arriving()
+    metrics = http.app.state.metrics
+    asked = time.perf_counter()
     tells_usage = bool(body.stream_options and body.stream_options.include_usage)
     assembly: Assembly[Any, Any] = Assembly(prepared, form, keeps=not body.stream, tells_usage=tells_usage)
     taken = handed_on = False
 
     def close() -> None:
+        metrics.unfinished.inc(taken and not assembly.done)
         arriving.close()
         settle(assembly.n_tokens if taken else 0)
 
     async def begin() -> None:
         nonlocal taken
-        await arriving.submit(generator, prepared.choices)
+        try:
+            await arriving.submit(generator, prepared.choices)
+        except TooMany:
+            metrics.refused.inc()
+            raise
         taken = True
         http.state.handed_over()
         await arriving.begun()
+        metrics.first_token.observe(time.perf_counter() - asked)
         http.state.under_way()
 
     try:

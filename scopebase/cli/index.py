@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from schema import tracing
 from schema.errors import InputError
 from schema.records import RunReport
 from schema.settings import Settings
 from schema.wire.base import Page
 from schema.wire.catalog import EstimateAnswer, RunItem
+from scopebase import __version__
 from scopebase.cli import index_options as o
 from scopebase.cli.console import ERRORS, OUT, DrawnProgress, duration, number, print_json, size, table
 from scopebase.cli.options import Home, Json, settings, wants_json
@@ -86,6 +88,7 @@ def index(
             show_estimate(answer)
         return
     with helpers(workers - 1):
+        tracing.start("index", __version__)
         reports = run_index(config, settings(home), progress)
     if wants_json(json):
         print_json(runs_page(settings(home), reports))

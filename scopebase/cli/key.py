@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.text import Text
 
+from schema.errors import InputError
 from schema.wire.access import KeyItem, NewKey
 from schema.wire.base import Page
 from schema.words import Scope
@@ -29,31 +31,39 @@ def create(
         typer.Option("--scope", help="What it may do: ask; also label; also write rules and imports; everything."),
     ] = "read",
     expires: Annotated[str, typer.Option("--expires", help="12h, 90d, 4w or never.")] = "90d",
+    secret_env: Annotated[
+        str | None,
+        typer.Option(
+            "--secret-env",
+            help="The variable that holds the secret to use, for a deployment's first key; a second time changes nothing.",
+            show_default=False,
+        ),
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
     from schema.home import open_home
-    from schema.keys import create_key, lifetime
+    from schema.keys import create_key, find_given, lifetime
 
     lasts = lifetime(expires)
+    given = None if secret_env is None else _given(secret_env)
     found = open_home(settings(home))
     try:
         with found.database.writing(alone=True) as session:
-            key, secret = create_key(session, name, scope, lasts, person())
-            made = NewKey(**_item(key).model_dump(), secret=secret)
+            known = find_given(session, name, given) if given else None
+            key, secret = (known, given) if known else create_key(session, name, scope, lasts, person(), given)
+            made = NewKey(**_item(key).model_dump(), secret=secret or "")
     finally:
         found.close()
     if wants_json(json):
         print_json(made)
         return
-    OUT.print(secret, markup=False, soft_wrap=True)
+    if given is None:
+        OUT.print(secret, markup=False, soft_wrap=True)
     until = "for ever" if made.expires_at is None else f"until {made.expires_at:%Y-%m-%d %H:%M} UTC"
-    ERRORS.print(
-        f"{name} may {', '.join(made.scopes)} {until}; keep the key, it cannot be shown again",
-        markup=False,
-        soft_wrap=True,
-    )
+    keep = f"its secret is what {secret_env} holds" if given else "keep the key, it cannot be shown again"
+    ERRORS.print(f"{name} may {', '.join(made.scopes)} {until}; {keep}", markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -94,6 +104,15 @@ def revoke(name: KeyName, home: Home = None, json: Json = False) -> None:
         print_json(item)
     else:
         OUT.print(f"{name}: revoked on {item.revoked_at:%Y-%m-%d %H:%M} UTC", markup=False)
+
+
+def _given(variable: str) -> str:
+    found = os.environ.get(variable)
+    if not found:
+        raise InputError(
+            f"--secret-env {variable}: that variable is not set; put the secret there, or leave the option out"
+        )
+    return found
 
 
 def _item(key: Key) -> KeyItem:

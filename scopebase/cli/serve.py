@@ -22,6 +22,7 @@ from scopebase.cli.live import (
     check_engine,
     load_generator,
 )
+from scopebase.cli.logs import VARIABLE, LogFormat, check_format
 from scopebase.cli.options import Home, MeaningOption, settings
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def serve(
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="One line of JSON a request on standard error.")
     ] = False,
+    log_format: LogFormat = "text",
     home: Home = None,
 ) -> None:
     """Serve the HTTP API; look-ups load no model."""
@@ -175,6 +177,7 @@ def serve(
         generating=max_generating or max(Access.generating, max_queue + (max_rows or 0)),
         log=log_requests,
     )
+    os.environ[VARIABLE] = check_format(log_format)
     where = settings(home)
     found = open_home(where)
     if access.auth:
@@ -183,7 +186,13 @@ def serve(
     listening = (
         f"Scopebase on http://{host}:{port}/v1 · questions at http://{host}:{port}/docs · {asks} · Ctrl-C ends it"
     )
-    options: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "access_log": False}
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "log_config": None,
+        "log_level": "warning",
+        "access_log": False,
+    }
     if workers == 1:
         live = None
         if model is not None:

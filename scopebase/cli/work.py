@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from schema import tracing
 from schema.errors import InputError
-from scopebase.cli.console import ERRORS, shown
+from scopebase import __version__
+from scopebase.cli.console import shown
+from scopebase.cli.logs import LogFormat, log_to_standard_error
 from scopebase.cli.options import Home, settings
 from scopebase.cli.workers import check_engine, helpers
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from schema.records import RunReport
     from schema.settings import Settings
     from schema.tables import Job
+
+LOG = logging.getLogger("scopebase.jobs")
 
 
 def work(
@@ -45,6 +50,7 @@ def work(
         float,
         typer.Option("--keep-days", min=0, help="Jobs that ended longer ago are forgotten; what they made stays."),
     ] = 90,
+    log_format: LogFormat = "text",
     home: Home = None,
 ) -> None:
     """Take jobs from the queue and do them, until told to end.
@@ -63,6 +69,8 @@ def work(
     from schema.queue import Queue
 
     check_engine(engine, workers)
+    log_to_standard_error(log_format)
+    tracing.start("work", __version__)
     root = _root(data_root)
     where = settings(home)
     queue = Queue(make_home(where).database, lease_seconds=lease)
@@ -134,4 +142,4 @@ def _ending() -> threading.Event:
 
 
 def _say(text: str) -> None:
-    ERRORS.print(f"{datetime.now():%H:%M:%S} {shown(text)}", markup=False, soft_wrap=True)
+    LOG.info("%s", shown(text))

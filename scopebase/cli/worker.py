@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -13,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
+from schema import tracing
 from schema.settings import Settings
+from scopebase import __version__
+from scopebase.cli.logs import VARIABLE, log_to_standard_error
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -70,8 +72,8 @@ def prepare(
     from scopebase.meaning import SentenceModel
 
     sys.setswitchinterval(SWITCH_SECONDS)
-    if access.log:
-        _log_to_standard_error()
+    log_to_standard_error(os.environ.get(VARIABLE) or "text", requests=access.log)
+    tracing.start("serve", __version__)
     app = create_app(
         home,
         meaning=SentenceModel(meaning) if meaning else None,
@@ -82,12 +84,3 @@ def prepare(
     gc.collect()
     gc.freeze()  # 400,000 objects of imported code, which a full collection would look through: 0.2 s in which nobody is answered
     return app
-
-
-def _log_to_standard_error() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("scopebase.requests")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from indexer.subject import Tap
 from schema.errors import InputError, ScopebaseError, WorkFailed
+from schema.generation import Stats
 from schema.wire.steering import SteeringApplied
 from steering.batch import Seat
 from steering.desk import Desk
@@ -62,12 +63,18 @@ class VllmEngine:
         self.run, self.put = self._desk.run, self._desk.put
         self._asked: dict[str, Asked] = {}
         self._numbers = count()
+        self._generated = self._read = self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self, steerer: Steerer) -> None:
         """Begins to work. The steerer was made over this engine."""
         self._passes.begin(steerer.steering)
         self._thread.start()
+
+    def stats(self) -> Stats:
+        """See `schema.generation.Generator.stats`."""
+        at_work, waiting = self._desk.taken, len(self._desk.waiting)
+        return Stats(self._generated, self._read, self.limits.rows, at_work, waiting, self._dropped)
 
     def fault(self) -> str | None:
         return self._desk.fault
@@ -129,6 +136,9 @@ class VllmEngine:
             for each in self._asked.values()
             if each.line is not None and (each.line.finish is not None or each.line.work.over)
         ]
+        self._dropped += sum(
+            each.line is not None and each.seat is each.line.seat and each.line.finish is None for each in over
+        )
         self._abort(over)
         if over:
             self._desk.ended()
@@ -147,7 +157,7 @@ class VllmEngine:
         waiting = self._desk.waiting
         while waiting and len(self._asked) + len(waiting[0].seats) <= self.limits.rows:
             line = waiting.popleft()
-            line.work.begun = True
+            line.seat_taken()
             shadow = None
             try:
                 if line.shadow is not None:  # before its choice, so that its first token is never later
@@ -279,6 +289,8 @@ class VllmEngine:
         for place, token in enumerate(one.token_ids):
             if line.finish is None and not line.work.over:
                 known = None if likeliest is None else told(one.logprobs[place], token, likeliest)
+                self._read += 0 if line.n_generated else len(line.choice.ids)
+                self._generated += 1
                 line.take(token, known, self._ends)
         if output.finished:
             self._desk.ended()

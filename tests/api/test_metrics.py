@@ -62,6 +62,18 @@ def test_what_the_home_holds_is_counted_when_looked_at(indexed: Settings) -> Non
     assert found["scopebase_database_up", "", ""] == 1
 
 
+def test_the_tables_are_as_large_as_their_files(indexed: Settings) -> None:
+    home = open_home(indexed)
+    with TestClient(create_app(home), base_url="http://127.0.0.1") as client:
+        for _again in range(2):
+            families = {f.name: f for f in text_string_to_metric_families(client.get("/metrics").text)}
+            told = {s.labels["table"]: s.value for s in families["scopebase_table_bytes"].samples}
+    assert set(told) == set(home.tables())
+    for name, size in told.items():
+        named = {file.path for fragment in home.store.latest(name).get_fragments() for file in fragment.metadata.files}
+        assert size == sum((indexed.home / "store" / f"{name}.lance" / "data" / path).stat().st_size for path in named)
+
+
 def test_a_key_is_asked_for_where_the_service_asks(indexed: Settings) -> None:
     with TestClient(create_app(open_home(indexed), access=Access(auth=True)), base_url="http://127.0.0.1") as client:
         assert client.get("/metrics").status_code == 401

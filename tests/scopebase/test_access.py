@@ -59,6 +59,36 @@ def test_a_key_from_first_to_last(call: Call, home: Path) -> None:
     assert "2999" not in call("--home", home, "audit", "--since", "2999-01-01").out
 
 
+def test_a_deployments_first_key_is_brought_along(call: Call, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRST_KEY", secret := "sb_" + "ab" * 32)
+    bring = (
+        "--home",
+        home,
+        "key",
+        "create",
+        "admin",
+        "--scope",
+        "admin",
+        "--expires",
+        "never",
+        "--secret-env",
+        "FIRST_KEY",
+    )
+    for _start in range(2):
+        made = call(*bring)
+        assert (made.status, made.out) == (0, "")
+        assert "admin may read, label, write, admin for ever; its secret is what FIRST_KEY holds" in made.err
+        assert secret not in made.err
+    listed = call("--home", home, "key", "list", "--json").json["data"]
+    assert [(key["id"], key["prefix"]) for key in listed] == [("admin", secret[:8])]
+    monkeypatch.setenv("FIRST_KEY", "sb_" + "cd" * 32)
+    assert "there is a key named 'admin' (live); names are not used twice" in call(*bring).err
+    monkeypatch.setenv("FIRST_KEY", "secret")
+    assert "a key's secret is sb_ and at least 32 letters" in call(*bring).err
+    monkeypatch.delenv("FIRST_KEY")
+    assert "--secret-env FIRST_KEY: that variable is not set" in call(*bring).err
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

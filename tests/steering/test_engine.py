@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from schema.errors import InputError, TooMany, WorkFailed
-from schema.generation import Choice, Condition, Event, Sampling
+from schema.generation import Choice, Condition, Event, Sampling, Stats
 from schema.wire.expressions import FeatureAbove
 from schema.wire.steering import SteeringApplied, Where
 from steering.engine import Limits
@@ -80,6 +80,23 @@ def test_what_was_cancelled_leaves_at_once_and_is_silent(generator: Unlisted) ->
     assert [len(heard.wait().ids()) for heard in heards[1:]] == [200] * 3
     assert len(heards[0].events) <= cancelled + 1
     assert not heards[0].ended.is_set()
+
+
+def test_the_engine_counts_what_it_does(own: Unlisted) -> None:
+    assert own.stats() == Stats(generated=0, read=0, rows=2, at_work=0, waiting=0, dropped=0)
+    times = ask(own, SHORT).wait().end().times
+    assert times is not None
+    assert min(times.queue, times.prompt, times.decode) >= 0
+    assert times.prompt + times.decode > 0
+    long = Heard().expect(1)
+    ticket = own.submit([LONG], long)
+    long.wait_for_pieces(3)
+    assert own.stats().at_work == 1
+    ticket.cancel()
+    ask(own, SHORT).wait()
+    done = own.stats()
+    assert (done.read, done.dropped) == (2 * len(SHORT.ids) + len(LONG.ids), 1)
+    assert 10 < done.generated < 210, "what a cancelled text had is counted, and what it would have had is not"
 
 
 def test_a_request_that_waits_can_be_cancelled(generator: Unlisted, paused: threading.Event) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
 from api.services.generation.applied import check_applied, merge
 from api.services.generation.forms import Form, Told
 from api.services.generation.prepared import Prepared
+from schema import tracing
 from schema.errors import WorkFailed
 from schema.generation import Ended, Event, Failed, Piece
 from schema.wire.sampling import Answered, Usage
@@ -92,6 +94,9 @@ class Assembly(Generic[Whole, Chunk]):
     def _end(self, told: Told, ended: Ended) -> list[Chunk]:
         check_applied(self._prepared.choices[ended.choice], ended)
         told.finish, told.n_generated = ended.finish, ended.n_generated
+        if ended.times is not None:
+            steps = {f"generation.{name}": seconds for name, seconds in asdict(ended.times).items()}
+            tracing.past(steps, choice=ended.choice, tokens=ended.n_generated)
         if ended.applied is not None:
             self._applied.append((ended.applied, ended.n_generated))
         self._left -= 1

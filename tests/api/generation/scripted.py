@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schema.errors import InputError
-from schema.generation import Choice, Ended, Event, Piece, TokenLogprob
+from schema.generation import Choice, Ended, Event, Piece, Stats, TokenLogprob
 from schema.wire.steering import OpApplied, SteeringApplied
 
 
@@ -90,6 +90,9 @@ class Scripted:
         self.said.append(choices)
         threading.Thread(target=self.script, args=(choices, deliver), daemon=True).start()
         return ticket
+
+    def stats(self) -> Stats:
+        return Stats(generated=0, read=0, rows=1, at_work=0, waiting=0, dropped=0)
 
     def fault(self) -> str | None:
         return self.trouble

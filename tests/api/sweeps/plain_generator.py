@@ -11,7 +11,7 @@ import torch
 
 from indexer.live import open_live
 from schema.errors import WorkFailed
-from schema.generation import Choice, Ended, Event, Op, Piece
+from schema.generation import Choice, Ended, Event, Op, Piece, Stats
 from schema.home import Home
 from schema.wire.steering import SteeringApplied
 
@@ -61,6 +61,9 @@ class PlainGenerator:
 
     def score(self, texts: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[Any]:
         return [self._logprobs(text, first) for text, first in zip(texts, firsts, strict=True)]
+
+    def stats(self) -> Stats:
+        return Stats(generated=0, read=0, rows=1, at_work=0, waiting=0, dropped=0)
 
     def fault(self) -> None:
         return None

@@ -185,7 +185,8 @@ def do_shard(home: Home, shard: Shard, work: Callable[[Shard, Staged], Stats]) -
         discard(home.store, staged)
         raise
     try:  # whatever else interrupts this, the ledger may have the fragments by then: they stay, and are swept if it has not
-        home.ledger.stage(shard, staged, {**stats, "bytes": size(staged)})
+        lasting = {table: fragments for table, fragments in staged.items() if table != "parts"}
+        home.ledger.stage(shard, staged, {**stats, "bytes": size(lasting)})
     except LeaseLost:
         discard(home.store, staged)
         return {}

@@ -49,7 +49,7 @@ from api.services.labels.chat import Explainer
 from api.services.library import Library
 from api.services.sweeps.runner import Runner
 from api.services.version import running_version
-from schema.errors import ScopebaseError, TooMany
+from schema.errors import ScopebaseError
 from schema.generation import Generator
 from schema.home import Home
 from schema.live import LiveModel
@@ -156,7 +156,7 @@ def _name(route: APIRoute) -> str:
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ScopebaseError)
-    wait = {"retry-after": str(error.retry_after)} if isinstance(error, TooMany) else None
+    wait = {"retry-after": str(error.retry_after)} if error.retry_after is not None else None
     return problem(error.http_status, str(error), headers=wait)
 
 

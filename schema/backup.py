@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 from sqlalchemy import Connection, Integer, MetaData, Table, func, inspect, select, text
 
 from schema.database import Database, check_revision, current_revision, newest_revision, upgrade
@@ -29,7 +28,7 @@ from schema.errors import HomeError, InputError, WorkFailed
 from schema.home import Home, check_writable, find_home
 from schema.publish import FAULTS, overtaken, storage_faults
 from schema.settings import Settings
-from schema.store import fsync_files
+from schema.store import Store, fsync_files
 from schema.tables import Removal
 
 FORMAT = "scopebase backup 1"
@@ -37,7 +36,6 @@ DATABASE = "database.jsonl.gz"
 HALF = "half-restored"
 """A file in the store while it is being restored."""
 ATTEMPTS = 5
-BLOCK = 1 << 20
 ROWS = 1000
 Tell = Callable[[str], None]
 
@@ -110,30 +108,33 @@ def restore(folder: Path, settings: Settings, tell: Tell = lambda _what: None) -
     check_writable(settings)
     _clear_half(settings)
     database = _empty(settings)
-    mark = settings.store_folder and settings.store_folder / HALF
-    if mark:
-        mark.parent.mkdir(parents=True)
-        mark.touch()
+    store = Store(settings.store_url)
+    _put(b"", store, HALF)
     for path in (path for path in made.files if path != DATABASE):
         tell(f"copying {path.split('/')[1]}")
-        _put(folder / path, settings, path.removeprefix("store/"))
+        _put(folder / path, store, path.removeprefix("store/"))
     tell("filling the database")
     _load(database, folder / DATABASE, made)
     database.close()
-    if mark:
-        mark.unlink()
+    if store.local:
+        Path(store.url, HALF).unlink()
+    else:
+        store.bucket.delete([HALF])
     return made
 
 
 def _clear_half(settings: Settings) -> None:
     """Removes what a restore that died has left; the mark says that nothing else is there."""
-    folder, file = settings.store_folder, settings.database_file
-    if folder is None or not (folder / HALF).exists():
+    store, file = Store(settings.store_url), settings.database_file
+    if not (Path(store.url, HALF).exists() if store.local else store.bucket.has(HALF)):
         return
     if file is not None:
         for path in file.parent.glob(f"{file.name}*"):
             path.unlink()
-    shutil.rmtree(folder)
+    if store.local:
+        shutil.rmtree(store.url)
+    else:
+        store.bucket.delete(each.path for each in store.bucket.list())
 
 
 def read_backup(folder: Path) -> Backup:
@@ -206,57 +207,55 @@ def _sequences(connection: Connection) -> dict[str, int]:
 
 def _copy_table(home: Home, table: str, part: Path) -> dict[str, str]:
     """The files of a table's newest version; begun again where maintenance takes one away."""
-    source, root = pafs.FileSystem.from_uri(_address(home.store.uri(table)))
     for _ in range(ATTEMPTS):
         place = part / "store" / f"{table}.lance"
         shutil.rmtree(place, ignore_errors=True)
         with storage_faults(home.store):
             try:
-                paths = list(_newest_files(home, table))
-                return {f"store/{table}.lance/{path}": _fetch(source, f"{root}/{path}", place / path) for path in paths}
+                return {
+                    f"store/{table}.lance/{path}": _fetch(home.store, f"{table}.lance/{path}", place / path)
+                    for path in _newest_files(home, table)
+                }
             except FAULTS as error:
                 if not overtaken(error):
                     raise
     raise WorkFailed(f"the table {table} changes faster than it can be copied; try when less is indexed")
 
 
-def _newest_files(home: Home, table: str) -> Iterator[str]:
+def _newest_files(home: Home, table: str) -> list[str]:
     snapshot = home.store.latest(table)
-    for batch in snapshot.tracked_files():
-        for row in batch.to_pylist():
-            if row["version"] == snapshot.version:
-                yield row["path"]
+    rows = (row for batch in snapshot.tracked_files() for row in batch.to_pylist())
+    return [row["path"] for row in rows if row["version"] == snapshot.version]
 
 
-def _fetch(source: pafs.FileSystem, path: str, to: Path) -> str:
-    """Copies one file, and tells its hash."""
+def _fetch(store: Store, path: str, to: Path) -> str:
+    """Copies one file of a store, and tells its hash."""
+    if not store.local:
+        return store.bucket.fetch(path, to)
     to.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with source.open_input_stream(path) as file, to.open("wb") as out:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            out.write(block)
-    return digest.hexdigest()
+    shutil.copyfile(Path(store.url, path), to)
+    return _sha256(to)
 
 
-def _put(path: Path, settings: Settings, to: str) -> None:
-    target, root = pafs.FileSystem.from_uri(_address(settings.store_url))
-    place = f"{root}/{to}"
-    target.create_dir(place.rsplit("/", 1)[0], recursive=True)
-    with path.open("rb") as file, target.open_output_stream(place) as out:
-        while block := file.read(BLOCK):
-            out.write(block)
-    if settings.store_folder is not None:
-        fsync_files([Path(place)])
-
-
-def _address(url: str) -> str:
-    return url if "://" in url else Path(url).absolute().as_uri()
+def _put(source: Path | bytes, store: Store, to: str) -> None:
+    """Writes one file of a store."""
+    if not store.local:
+        store.bucket.put(to, source)
+        return
+    place = Path(store.url, to)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(source, bytes):
+        place.write_bytes(source)
+    else:
+        shutil.copyfile(source, place)
+    fsync_files([place])
 
 
 def _empty(settings: Settings) -> Database:
     """The database that is to be filled, with nothing in it."""
-    if find_home(settings) is not None or (settings.store_folder is not None and settings.store_folder.exists()):
+    folder = settings.store_folder
+    taken = folder.exists() if folder is not None else not Store(settings.store_url).bucket.empty()
+    if taken or find_home(settings) is not None:
         raise HomeError(f"there is a home at {settings.home} already; restore into another one with --home")
     if settings.database_file is not None:
         settings.database_file.parent.mkdir(parents=True, exist_ok=True)

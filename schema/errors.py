@@ -12,6 +12,7 @@ ScopebaseError
 └── WorkFailed            the work began and could not go on      exit 1, HTTP 503
     ├── TooSlow           it took longer than a request may       exit 1, HTTP 503
     ├── TooMany           more requests than are taken            exit 1, HTTP 429
+    ├── Unreachable       the object store does not answer now    exit 1, HTTP 503
     └── LeaseLost         another worker took this shard over     (never reaches a user)
 """
 
@@ -26,6 +27,8 @@ class ScopebaseError(Exception):
 
     exit_status = 1
     http_status = 500
+    retry_after: int | None = None
+    """Seconds after which the same request may do better, where waiting helps."""
 
 
 class InputError(ScopebaseError):
@@ -95,7 +98,12 @@ class TooMany(WorkFailed):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        """Seconds after which another try is worth it."""
+
+
+class Unreachable(WorkFailed):
+    """The object store does not answer, or turns requests away; it may be back in a while."""
+
+    retry_after = 5
 
 
 class LeaseLost(WorkFailed):

@@ -128,8 +128,10 @@ def make_home(settings: Settings) -> Home:
 
 
 def check_writable(settings: Settings) -> None:
-    """Raises HomeError where a home cannot be written, before any work is done."""
+    """Raises HomeError where a home cannot be written, before any work is done; Unreachable where a bucket does not answer."""
     file = settings.database_file
+    if settings.store_folder is None:
+        Store(settings.store_url).bucket.check_writable()
     for folder in {folder for folder in (file and file.parent, settings.store_folder) if folder is not None}:
         there = folder
         while not there.exists() and there != there.parent:
@@ -149,7 +151,7 @@ def check_writable(settings: Settings) -> None:
 
 def _refuse_orphan(store: Store, settings: Settings) -> None:
     """A store whose database is gone: its rows mean nothing without the names, and must not be mixed with new ones."""
-    if store.identity() is not None and _holds_rows(store):
+    if not store.lacking(["samples"]) and store.identity() is not None and _holds_rows(store):
         raise HomeError(
             f"the activation store {store.url} is there, but its database {_shown(settings)} is gone; "
             "restore the database from a backup, or move the store away and index again"
@@ -160,13 +162,13 @@ def _check_pair(home: Home) -> None:
     with home.database.reading() as session:
         known = session.get(Setting, _STORE_ID)
         n_runs = session.scalar(select(func.count()).select_from(Run)) or 0
-    found = home.store.identity()
+    missing = home.store.lacking(TABLES)
+    found = None if "samples" in missing else home.store.identity()
     if known is not None and found is not None and found != known.value:
         raise HomeError(
             f"the activation store {home.store.url} belongs to another database than {_shown(home.settings)}; "
             "point SCOPEBASE_STORE_URL or SCOPEBASE_DATABASE_URL at its partner"
         )
-    missing = [name for name in TABLES if not home.store.has(name)]
     if n_runs and missing:
         raise HomeError(
             f"the activation store {home.store.url} has lost its table {missing[0]!r}, but the database lists {n_runs} runs; "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
-from schema.errors import WorkFailed
+from schema.bucket import fault_of
+from schema.errors import ScopebaseError, WorkFailed
 from schema.layout import FENCE, fence_row, schema_of
 from schema.store import Store, fsync_files
 
@@ -49,6 +50,7 @@ def write(store: Store, table: str, rows: pa.Table | Iterable[pa.RecordBatch]) -
             schema=schema_of(table),
             data_storage_version="2.2",
             data_cache_bytes=PAGE_BYTES,
+            storage_options=store.options,
         )
         if store.local:
             fsync_files(_files(store, table, fragments))
@@ -71,11 +73,15 @@ def file_names(fragments: Iterable[str]) -> set[str]:
 
 
 def discard(store: Store, staged: Staged) -> None:
-    """Removes fragments that will never be published."""
-    if store.local:
-        for table, fragments in staged.items():
-            for path in _files(store, table, [FragmentMetadata.from_json(f) for f in fragments]):
+    """Removes fragments that will never be published. What a bucket that is away keeps of them, `schema.upkeep` sweeps."""
+    for table, fragments in staged.items():
+        found = [FragmentMetadata.from_json(f) for f in fragments]
+        if store.local:
+            for path in _files(store, table, found):
                 path.unlink(missing_ok=True)
+        else:
+            with suppress(ScopebaseError):
+                store.bucket.delete(f"{table}.lance/data/{file.path}" for f in found for file in f.files)
 
 
 def publish(store: Store, table: str, staged: Callable[[], list[str]]) -> int:
@@ -131,13 +137,19 @@ def _commit(
 ) -> None:
     """One manifest after the snapshot's, or a conflict."""
     next_fence = write_fragments(
-        fence_row(table), store.uri(table), schema=schema_of(table), data_storage_version="2.2"
+        fence_row(table),
+        store.uri(table),
+        schema=schema_of(table),
+        data_storage_version="2.2",
+        storage_options=store.options,
     )
     change = lance.LanceOperation.Update(removed_fragment_ids=[fence, *removed], new_fragments=[*next_fence, *new])
     # Lance compares with the commits since `snapshot`; those that maintenance has removed meanwhile it takes for none.
     if fence_id(store.latest(table)) != fence:
         raise CommitConflictError("the fence was replaced")
-    done = lance.LanceDataset.commit(store.uri(table), change, read_version=snapshot.version, max_retries=0)
+    done = lance.LanceDataset.commit(
+        store.uri(table), change, read_version=snapshot.version, max_retries=0, storage_options=store.options
+    )
     if store.local:  # who has overtaken this commit since may have removed its manifest and fence
         fsync_files([*_files(store, table, next_fence), *_manifest(store, table, done.version)], missing_ok=True)
 
@@ -162,20 +174,23 @@ def _manifest(store: Store, table: str, version: int) -> list[Path]:
 def overtaken(error: BaseException) -> bool:
     """Whether another process changed the table, or removed the version that was being read."""
     text = str(error).lower()
-    return (
+    return "nosuchbucket" not in text and (
         isinstance(error, CommitConflictError | FileNotFoundError) or "not found" in text or "commit conflict" in text
     )
 
 
 @contextmanager
 def storage_faults(store: Store) -> Any:
-    """A full or vanished disk in one sentence."""
+    """A full or vanished disk, or a bucket that fails, in one sentence."""
     try:
         yield
     except CommitConflictError:  # an OSError, but no fault: the caller looks again
         raise
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         text = str(error)
+        known = None if store.local else fault_of(store.url, error)
+        if known is not None:
+            raise known from error
         if "No space left" in text or "os error 28" in text or "Disk quota" in text:
             raise WorkFailed(
                 f"the disk of {store.url} is full; free some space and run the same command again, it goes on where it stopped"

@@ -27,7 +27,7 @@ class Settings:
         return cls(
             home=folder,
             database_url=_with_driver(environ.get("SCOPEBASE_DATABASE_URL") or f"sqlite:///{folder / 'scopebase.db'}"),
-            store_url=environ.get("SCOPEBASE_STORE_URL") or str(folder / "store"),
+            store_url=(environ.get("SCOPEBASE_STORE_URL") or str(folder / "store")).removeprefix("file://"),
         )
 
     @property

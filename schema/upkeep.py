@@ -47,7 +47,7 @@ def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
         snapshot = store.latest(table)
         if quiet():
             snapshot.cleanup_old_versions(older_than=timedelta(0))
-        if store.local and quiet():
+        if quiet():
             _sweep(store, table)
 
 
@@ -83,11 +83,16 @@ def remove_rows(store: Store, table: str, first: int, stop: int) -> None:
 def _sweep(store: Store, table: str) -> None:
     """Removes data files that no version names and no living worker can still be writing."""
     snapshot = store.latest(table)
+    files = [row for batch in snapshot.all_files() for row in batch.to_pylist() if row["path"].startswith("data/")]
     tracked = {path for batch in snapshot.tracked_files() for path in batch.column("path").to_pylist()}
-    eldest = (datetime.now(UTC) - ORPHAN_AGE).timestamp()
-    for path in Path(store.uri(table), "data").iterdir():
-        if f"data/{path.name}" not in tracked and path.stat().st_mtime < eldest:
-            path.unlink(missing_ok=True)
+    # A bucket's clock need not be this machine's; its newest object, just written by maintenance, tells its time.
+    now = datetime.now(UTC) if store.local else max((row["last_modified"] for row in files), default=datetime.now(UTC))
+    lost = [row["path"] for row in files if row["path"] not in tracked and row["last_modified"] < now - ORPHAN_AGE]
+    if store.local:
+        for path in lost:
+            Path(store.uri(table), path).unlink(missing_ok=True)
+    else:
+        store.bucket.delete(f"{table}.lance/{path}" for path in lost)
 
 
 @contextmanager

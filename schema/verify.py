@@ -9,7 +9,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,20 +145,17 @@ def _lost_files(home: Home, table: str, verdict: Verdict) -> Iterator[Finding]:
     mend = "restore the store from a backup, or remove what it belongs to and index it again"
     try:
         fragments = home.store.latest(table).get_fragments()
+        sizes = home.store.sizes(table)
     except (OSError, ValueError, RuntimeError) as error:
         yield Finding(table, f"cannot be opened: {str(error).splitlines()[0][:200]}", mend)
         return
-    if not home.store.local:
-        return
     for file in (file for fragment in fragments for file in fragment.metadata.files):
-        path = Path(home.store.uri(table), "data", file.path)
+        size = sizes.get(f"data/{file.path}")
         verdict.counts["data files"] = verdict.counts.get("data files", 0) + 1
-        if not path.exists():
+        if size is None:
             yield Finding(f"{table}, {file.path}", "the file is not there", mend)
-        elif file.file_size_bytes and path.stat().st_size != file.file_size_bytes:
-            yield Finding(
-                f"{table}, {file.path}", f"has {path.stat().st_size:,} bytes and not {file.file_size_bytes:,}", mend
-            )
+        elif file.file_size_bytes and size != file.file_size_bytes:
+            yield Finding(f"{table}, {file.path}", f"has {size:,} bytes and not {file.file_size_bytes:,}", mend)
 
 
 def _owners(home: Home, table: str) -> Counter[int]:

@@ -85,6 +85,25 @@ def postgres() -> Iterator[str]:
         running.cleanup()
 
 
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An S3 server of this session, see `tests.objects.Bucket`."""
+    from tests.objects import serving
+
+    with serving(tmp_path_factory.mktemp("bucket")) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(object_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """That server, well, with nothing counted, and reached by this process's environment."""
+    object_server.clear()
+    for name, value in object_server.environ.items():
+        monkeypatch.setenv(name, value)
+    yield object_server
+    object_server.clear()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of either kind."""

@@ -71,6 +71,7 @@ class Columns:
         self.library, self.subject, self.sources, self.pool = library, subject, sources, pool
         self._names = dict(zip((source.pair for source in subject.sources), subject.names, strict=True))
         self._found: dict[tuple[object, ...], Column] = {}
+        library.expect(source.pair for source in subject.sources)
 
     def __iter__(self) -> Iterator[Column]:
         return iter(self._found.values())

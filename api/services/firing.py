@@ -57,7 +57,7 @@ def scan(store: Store, pair: int, pool: Pool, ordinals: Ints | None = None) -> I
     if ordinals is not None and len(ordinals) <= FEW:
         tables = [store.rows("forward", [sample_key(pair, int(o)) for o in ordinals], columns)] if len(ordinals) else []
     else:
-        tables = store.span("forward", sample_key(pair), sample_key(pair + 1), columns)
+        tables = store.span("forward", sample_key(pair), sample_key(pair + 1), columns, settled=True)
     for table in tables:
         here = table.column("key").to_numpy() & ((1 << SAMPLE_BITS) - 1)
         if ordinals is not None:

@@ -51,6 +51,9 @@ class Held:
     def __init__(self, most_bytes: int) -> None:
         self._shelf = Shelf(most_bytes)
 
+    def holds(self, key: Hashable) -> bool:
+        return self._shelf.find(key) is not None
+
     def get(self, key: Hashable, compute: Callable[[], Thing]) -> Thing:
         """The thing of this key, computed where it is not held."""
         found: Thing | None = self._shelf.find(key)

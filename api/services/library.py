@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, is_dataclass
+from itertools import repeat
 from typing import Any, TypeVar
 
-import lance
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from api.services.held import Held, Shelf
 from api.services.written import Written
 from schema.errors import WorkFailed
 from schema.home import Home
-from schema.layout import sample_key
+from schema.layout import SAMPLE_BITS, flat_column, sample_key
 from schema.lookup import NEWEST, newest_snapshot
 from schema.meaning import Meaning
 from schema.packing import VALUE_OF_BITS
 from schema.records import Pool
 
 REFRESH_SECONDS = 30.0
+TOGETHER = 32
+"""Profiles read at once."""
 COUNTS_BYTES = 1 << 30
 """28 layers of 20 datasets at d_sae 32,768 take half of it."""
 HELD_BYTES = 1 << 30
@@ -89,7 +92,7 @@ class Library:
         """A handle of a table that changes often, kept with its caches until the state is another."""
         with self._lock:
             if self._opened.get(table, (None, None))[0] != state:
-                self._opened[table] = (state, lance.dataset(self.store.uri(table)))
+                self._opened[table] = (state, self.store.open(table))
             return self._opened[table][1]
 
     def check_store(self) -> str:
@@ -106,24 +109,28 @@ class Library:
 
     def counts(self, pair: int) -> Counts:
         """The counts of a pair of a finished run."""
-        return self._counts.get(pair, lambda: self._read(pair))
+        return self._counts.get(pair, lambda: self._read([pair])[pair])
 
-    def _read(self, pair: int) -> Counts:
+    def expect(self, pairs: Iterable[int]) -> None:
+        """Reads the counts that are not held yet, many pairs in one read: of a bucket every read is a wait of its own."""
+        lacking = [pair for pair in dict.fromkeys(pairs) if not self._counts.holds(pair)]
+        for begin in range(0, len(lacking), TOGETHER):
+            for pair, counts in self._read(lacking[begin : begin + TOGETHER]).items():
+                self._counts.get(pair, lambda counts=counts: counts)
+
+    def _read(self, pairs: Sequence[int]) -> dict[int, Counts]:
         columns = ["n_samples", "n_tokens", "samples_any", "samples_last", "tokens", "maxima"]
-        rows = self.store.rows("profiles", [sample_key(pair)], columns)
-        if not len(rows):
-            raise WorkFailed(
-                f"the activation store has no profile of pair {pair}, which the database lists; restore one from a backup"
-            )
-        values = {name: rows.column(name).combine_chunks() for name in columns}
-        return Counts(
-            n_samples=values["n_samples"][0].as_py(),
-            n_tokens=values["n_tokens"][0].as_py(),
-            samples_any=values["samples_any"].values.to_numpy(),
-            samples_last=values["samples_last"].values.to_numpy(),
-            tokens=values["tokens"].values.to_numpy(),
-            largest=VALUE_OF_BITS[values["maxima"].values.to_numpy()].astype(np.float32),
-        )
+        rows = self.store.rows("profiles", [sample_key(pair) for pair in pairs], columns)
+        found = {
+            row.column("key")[0].as_py() >> SAMPLE_BITS: _counts(row)
+            for row in map(rows.slice, range(len(rows)), repeat(1))
+        }
+        for pair in pairs:
+            if pair not in found:
+                raise WorkFailed(
+                    f"the activation store has no profile of pair {pair}, which the database lists; restore one from a backup"
+                )
+        return found
 
     def remembered(self, key: object, compute: Callable[[], Answer]) -> Answer:
         """The result of a computation over finished runs, kept for the next pages of the same question.
@@ -139,6 +146,19 @@ class Library:
         size = n_bytes(answer)
         (self._pages if isinstance(answer, Written) or size < SMALL_BYTES else self._wholes).put(key, answer, size)
         return answer
+
+
+def _counts(row: pa.Table) -> Counts:
+    """Those of one row of `profiles`; copies, which hold no more of what was read than themselves."""
+    lists = {name: flat_column(row.column(name))[0] for name in ("samples_any", "samples_last", "tokens", "maxima")}
+    return Counts(
+        n_samples=row.column("n_samples")[0].as_py(),
+        n_tokens=row.column("n_tokens")[0].as_py(),
+        samples_any=lists["samples_any"].copy(),
+        samples_last=lists["samples_last"].copy(),
+        tokens=lists["tokens"].copy(),
+        largest=VALUE_OF_BITS[lists["maxima"]].astype(np.float32),
+    )
 
 
 def n_bytes(answer: object) -> int:

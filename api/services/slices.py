@@ -98,7 +98,7 @@ def group_samples(library: Library, source: Source, field: str) -> dict[str, Int
 def records(library: Library, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every sample's ordinal and fields, streamed."""
     first, stop = sample_key(source.dataset_id), sample_key(source.dataset_id + 1)
-    for batch in library.store.span("samples", first, stop, ["key", "record"]):
+    for batch in library.store.span("samples", first, stop, ["key", "record"], settled=True):
         for key, record in zip(batch.column("key").to_pylist(), batch.column("record").to_pylist(), strict=True):
             yield key & ((1 << SAMPLE_BITS) - 1), json.loads(record)
 

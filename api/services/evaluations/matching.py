@@ -124,7 +124,7 @@ def _by_order(store: Store, dataset: Dataset, rows: Sequence[Scored]) -> list[in
 
 def _samples(store: Store, dataset: Dataset, columns: list[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
     first, stop = sample_key(dataset.id), sample_key(dataset.id + 1)
-    for batch in store.span("samples", first, stop, ["key", *columns]):
+    for batch in store.span("samples", first, stop, ["key", *columns], settled=True):
         ids = batch.column("id").to_pylist()
         records = batch.column("record").to_pylist() if "record" in columns else ["{}"] * len(ids)
         for key, id_, record in zip(batch.column("key").to_pylist(), ids, records, strict=True):

@@ -173,6 +173,7 @@ def performance_similarity(
     models, table = _table(panels if fixed is None else [*panels, fixed])
     given = table[-1] if fixed is not None else None
     table = table[: len(panels)]
+    library.expect(source.pair for source in subject.sources)
     prints = np.stack([library.counts(s.pair).footprint(pool, min_samples) for s in subject.sources]).astype(np.float64)
     sizes = prints.sum(axis=1)
     smaller = np.minimum(sizes[:, None], sizes[None, :])

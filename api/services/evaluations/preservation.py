@@ -95,7 +95,7 @@ def _named(library: Library, panel: Panel, ids: Sequence[str]) -> Ints:
     """Ordinals of the samples of these ids."""
     wanted, found = set(ids), {}
     first, stop = sample_key(panel.dataset.id), sample_key(panel.dataset.id + 1)
-    for batch in library.store.span("samples", first, stop, ["key", "id"]):
+    for batch in library.store.span("samples", first, stop, ["key", "id"], settled=True):
         for key, id_ in zip(batch.column("key").to_pylist(), batch.column("id").to_pylist(), strict=True):
             if id_ in wanted:
                 found[id_] = key & ((1 << SAMPLE_BITS) - 1)

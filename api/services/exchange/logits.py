@@ -26,7 +26,7 @@ class Logits:
 def read_logits(store: Store, sae: Sae, features: Sequence[int]) -> dict[int, Logits]:
     """For each feature its logits; empty ones where the index has none."""
     empty = {feature: Logits() for feature in features}
-    if not store.has(TABLE):
+    if not store.offers(TABLE):
         return empty
     rows = store.rows(TABLE, [feature_key(sae.id, feature) for feature in features], COLUMNS)
     first = feature_key(sae.id)

@@ -79,6 +79,7 @@ def coactivation(
         drawn: the samples of each.
         n_fired: samples that fire the feature, drawn or not.
     """
+    library.expect(source.pair for source in sources)
     base = np.sum([library.counts(source.pair).samples(pool) for source in sources], axis=0)
     places = {source.pair: ordinals for source, ordinals in zip(sources, drawn, strict=True)}
     both = count_places(library.store, places, d_sae, pool)

@@ -41,7 +41,7 @@ class Block:
 
 def read_direction(library: Library, sae: Sae, feature: int) -> Direction | None:
     """A feature's direction, None where the home has none."""
-    if not library.store.has(directions_table(sae.d_model)):
+    if not library.store.offers(directions_table(sae.d_model)):
         return None
     rows = library.store.rows(directions_table(sae.d_model), [feature_key(sae.id, feature)], ["norm", "vector"])
     if not len(rows):
@@ -56,7 +56,7 @@ def read_columns(library: Library, sae: Sae, features: Sequence[int]) -> Floats:
     Raises:
         NotFound: the home does not have them.
     """
-    if not library.store.has(directions_table(sae.d_model)):
+    if not library.store.offers(directions_table(sae.d_model)):
         raise no_directions(sae)
     keys = [feature_key(sae.id, int(feature)) for feature in features]
     parts = []
@@ -128,7 +128,7 @@ def stream_columns(library: Library, sae: Sae) -> Iterator[tuple[npt.NDArray[np.
     if read_direction(library, sae, sae.d_sae - 1) is None:
         raise no_directions(sae)
     first, stop = feature_key(sae.id), feature_key(sae.id + 1)
-    for batch in library.store.span(table, first, stop, ["key", "vector"]):
+    for batch in library.store.span(table, first, stop, ["key", "vector"], settled=True):
         flat = batch.column("vector").flatten().to_numpy().astype(np.float32)
         if batch.num_rows:
             features = batch.column("key").to_numpy() & ((1 << FEATURE_BITS) - 1)

@@ -146,7 +146,7 @@ def feature_samples(
 
 def logits(library: Library, sae_id: int, feature: int) -> LogitEffects | None:
     """The stored logit effects of a feature, None where none were made."""
-    if not library.store.has("logits"):
+    if not library.store.offers("logits"):
         return None
     rows = library.store.rows("logits", [feature_key(sae_id, feature)]).to_pylist()
     if not rows:

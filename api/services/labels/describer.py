@@ -83,6 +83,7 @@ def describe(
         return {}
     sights = _strongest(library.store, [segments[source.pair] for source in sources], features, advance)
     _read(library.store, sources, sights, advance)
+    library.expect(source.pair for source in sources)
     counts = np.stack([library.counts(source.pair).samples_any for source in sources])
     promoted = promoted_by(library.store, sae, sorted(sights))
     names = [source.name for source in sources]
@@ -116,7 +117,7 @@ def _posted(
         yield store.rows("postings", [feature_key(segment, f) for segment in segments for f in features], columns)
         return
     for segment in segments:
-        yield from store.span("postings", feature_key(segment), feature_key(segment + 1), columns)
+        yield from store.span("postings", feature_key(segment), feature_key(segment + 1), columns, settled=True)
 
 
 def _collect(
@@ -191,10 +192,10 @@ def _firings(
 
 def promoted_by(store: Store, sae: Sae, features: Sequence[int]) -> dict[int, list[str]]:
     """Feature -> the tokens that its direction promotes, where that was computed."""
-    if not features or not store.has("logits"):
+    if not features or not store.offers("logits"):
         return {}
     if len(features) > FEW:
-        tables = store.span("logits", feature_key(sae.id), feature_key(sae.id + 1), ["key", "top_tokens"])
+        tables = store.span("logits", feature_key(sae.id), feature_key(sae.id + 1), ["key", "top_tokens"], settled=True)
     else:
         tables = [store.rows("logits", [feature_key(sae.id, f) for f in features], ["top_tokens"])]
     return {

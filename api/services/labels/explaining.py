@@ -76,6 +76,7 @@ def explain(
     """
     plan = plan or Plan()
     subject = find_subject(library, sae)
+    library.expect(source.pair for source in subject.sources)
     counts = sum((library.counts(s.pair).samples_any for s in subject.sources), np.zeros(subject.sae.d_sae, np.int64))
     wanted = list(dict.fromkeys(features)) if features is not None else np.flatnonzero(counts).tolist()
     for feature in wanted:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import lance
 import pyarrow as pa
 from lance.query import FullTextOperator, MatchQuery
 from sqlalchemy import select
@@ -131,14 +130,13 @@ def _ask(
     """Rows of a search table, best first. The handle is kept while nothing changes, and with it Lance's caches."""
     where = "key >= 0" if sae_id is None else f"sae = {int(sae_id)} AND key >= 0"
     asked = {**asked, "limit": limit, "filter": where, "prefilter": True}
-    uri = library.store.uri(derived.name)
     try:
         table = library.opened(derived.name, mark)
         rows = table.scanner(**asked).to_table()
     except (OSError, pa.ArrowInvalid) as error:
         if "not found" not in str(error).lower():
             raise
-        rows = lance.dataset(uri).scanner(**asked).to_table()  # tidied up since by another process
+        rows = library.store.open(derived.name).scanner(**asked).to_table()  # tidied up since by another process
     return rows.to_pylist()
 
 

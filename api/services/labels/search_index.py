@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-import lance
 import pyarrow as pa
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -165,7 +164,7 @@ def _replace(library: Library, derived: Derived, old: Mark, seen: list[int], row
         if table.count_rows(where):
             table.delete(where)
     if rows is not None:
-        lance.write_dataset(rows, library.store.uri(derived.name), mode="append", data_storage_version="2.2")
+        library.store.save(derived.name, rows, "append")
 
 
 def _make(library: Library, derived: Derived) -> None:
@@ -174,8 +173,7 @@ def _make(library: Library, derived: Derived) -> None:
     Words of any script are told apart (ICU), English ones found by their stems. Small words count: some features are about nothing else.
     """
     mode = "overwrite" if library.store.has(derived.name) else "create"
-    uri = library.store.uri(derived.name)
-    table = lance.write_dataset(fence_row(derived.name), uri, mode=mode, data_storage_version="2.2")
+    table = library.store.save(derived.name, fence_row(derived.name), mode)
     table.create_scalar_index("key", "BTREE")
     table.create_scalar_index("sae", "BITMAP")
     if derived.name == TEXTS:

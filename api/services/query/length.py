@@ -73,7 +73,7 @@ def _bands(library: Library, source: Source) -> npt.NDArray[np.int64]:
     """(n_samples,) each sample's band."""
     band = np.zeros(source.n_samples, np.int64)
     first, stop = sample_key(source.pair), sample_key(source.pair + 1)
-    for batch in library.store.span("forward", first, stop, ["key", "n_tokens"]):
+    for batch in library.store.span("forward", first, stop, ["key", "n_tokens"], settled=True):
         ordinals = batch.column("key").to_numpy() & ((1 << SAMPLE_BITS) - 1)
         band[ordinals] = np.searchsorted(EDGES, batch.column("n_tokens").to_numpy(), side="right")
     return band

@@ -56,6 +56,7 @@ def written_overlap(
 
 
 def _matrices(library: Library, subject: Subject, pool: Pool, min_samples: int) -> OverlapAnswer:
+    library.expect(source.pair for source in subject.sources)
     counts = [library.counts(source.pair) for source in subject.sources]
     footprints = np.stack([c.footprint(pool, min_samples) for c in counts]).astype(np.float32)
     shared = (footprints @ footprints.T).astype(np.int64)

@@ -46,7 +46,9 @@ def best_threshold(known: Ints, positive: Bools) -> tuple[bool, int]:
 def _n_tokens(library: Library, source: Source) -> Ints:
     """(n_samples,) tokens that count."""
     n_tokens = np.zeros(source.n_samples, np.int64)
-    span = library.store.span("forward", sample_key(source.pair), sample_key(source.pair + 1), ["key", "n_tokens"])
+    span = library.store.span(
+        "forward", sample_key(source.pair), sample_key(source.pair + 1), ["key", "n_tokens"], settled=True
+    )
     for batch in span:
         n_tokens[batch.column("key").to_numpy() & ((1 << SAMPLE_BITS) - 1)] = batch.column("n_tokens").to_numpy()
     return n_tokens

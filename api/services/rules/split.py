@@ -147,6 +147,6 @@ def ranks(library: Library, source: Source, seed: int | str) -> npt.NDArray[np.i
 def sample_ids(library: Library, source: Source) -> Iterator[tuple[int, str]]:
     """Every sample's ordinal and id, streamed."""
     first, stop = sample_key(source.dataset_id), sample_key(source.dataset_id + 1)
-    for batch in library.store.span("samples", first, stop, ["key", "id"]):
+    for batch in library.store.span("samples", first, stop, ["key", "id"], settled=True):
         for key, id_ in zip(batch.column("key").to_pylist(), batch.column("id").to_pylist(), strict=True):
             yield key & ((1 << SAMPLE_BITS) - 1), id_

@@ -17,9 +17,9 @@ from schema import store as storing
 from schema import upkeep
 from schema.errors import WorkFailed
 from schema.layout import FENCE, SAMPLES, TABLES, schema_of
-from schema.publish import discard, publish, size, write
+from schema.publish import discard, file_names, publish, size, write
 from schema.store import Store
-from schema.upkeep import maintain, remove_rows
+from schema.upkeep import maintain, merge, remove_rows
 
 
 @pytest.fixture
@@ -331,3 +331,18 @@ def test_a_file_that_is_lost_is_a_fault(store: Store) -> None:
         path.unlink()
     with pytest.raises((OSError, pa.ArrowInvalid), match=r"(?i)not found"):
         list(store.span("samples", 0, 100))
+
+
+def test_what_waits_for_the_ledger_keeps_its_file_while_others_are_merged(store: Store) -> None:
+    """Its committer died between manifest and ledger; who repairs that must find the name, or rows come twice."""
+    for first in range(0, 300, 10):
+        land(store, first, 10)
+    waiting = write(store, "samples", rows(300, 10))
+    publish(store, "samples", lambda: waiting)
+    n = len(store.latest("samples").get_fragments())
+    merge(store, "samples", lambda: None)
+    assert len(store.latest("samples").get_fragments()) == n, "not the time to merge"
+    merge(store, "samples", lambda: file_names(waiting))
+    assert len(store.latest("samples").get_fragments()) < 5
+    assert publish(store, "samples", lambda: waiting) == 0
+    assert keys(store) == list(range(310))

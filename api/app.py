@@ -31,6 +31,7 @@ from api.routes import (
     gaps,
     generation,
     health,
+    jobs,
     label_makers,
     label_packs,
     labels,
@@ -45,6 +46,8 @@ from api.routes import (
     vectors,
 )
 from api.services.access.keyring import Keyring
+from api.services.access.rates import Buckets, Rate
+from api.services.jobs.feed import Feed
 from api.services.labels.chat import Explainer
 from api.services.library import Library
 from api.services.sweeps.runner import Runner
@@ -68,6 +71,7 @@ ROUTES = (
     generation,
     vectors,
     sweeps,
+    jobs,
     label_packs,
     label_makers,
     labels,
@@ -117,6 +121,8 @@ def create_app(
     app.state.generator = generator
     app.state.explainer = explainer
     app.state.sweeps = Runner(app.state.library)
+    app.state.tokens = None if access.tokens_per_minute is None else Buckets(Rate(access.tokens_per_minute, 60))
+    app.state.jobs = Feed(home.database)
     app.include_router(health.router, prefix="/v1")
     app.include_router(metrics.router, dependencies=[needs("read")])
     for module in ROUTES:
@@ -157,7 +163,7 @@ def _name(route: APIRoute) -> str:
 def _refused(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ScopebaseError)
     wait = {"retry-after": str(error.retry_after)} if error.retry_after is not None else None
-    return problem(error.http_status, str(error), headers=wait)
+    return problem(error.http_status, str(error), headers=wait, code=error.code)
 
 
 def _invalid(_request: Request, error: Exception) -> JSONResponse:

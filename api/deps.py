@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Query, Request, Response
 
+from api.services.access.rates import spend
 from api.services.cursors import PATTERN
 from api.services.labels.chat import Explainer
 from api.services.library import Library
@@ -140,6 +142,27 @@ TheExplainer = Annotated[Explainer, Depends(get_explainer)]
 async def get_actor(request: Request) -> str:
     """Who asks: the name of the key, or `local` where nobody is asked for one."""
     return str(getattr(request.state, "actor", "local"))
+
+
+async def get_spend(request: Request) -> Callable[[int], Callable[[int], None]]:
+    """How a route takes the most tokens that it may come to out of the asker's bucket; what it gets is told how many it was.
+
+    Raises:
+        TooMany: by what is handed out, where so many are not there.
+    """
+
+    def take(most: int) -> Callable[[int], None]:
+        buckets = request.app.state.tokens
+        if buckets is None:
+            return lambda used: None
+        spending, share = spend(buckets, request.state.asker, most)
+        request.state.shares["tokens"] = buckets.rate, share
+        return spending.settle
+
+    return take
+
+
+Spend = Annotated[Callable[[int], Callable[[int], None]], Depends(get_spend)]
 
 
 def needs(scope: Scope) -> Any:

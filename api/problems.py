@@ -14,6 +14,7 @@ from schema.wire.base import OpenAiError, Problem
 PROBLEM = "application/problem+json"
 OPENAI = ("/v1/completions", "/v1/chat/completions", "/v1/models")
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 
 
 class Refusal(JSONResponse):
@@ -35,20 +36,26 @@ class Refusal(JSONResponse):
 
 
 def problem(
-    status: int, detail: str, errors: list[dict[str, str]] | None = None, headers: Mapping[str, str] | None = None
+    status: int,
+    detail: str,
+    errors: list[dict[str, str]] | None = None,
+    headers: Mapping[str, str] | None = None,
+    code: str | None = None,
 ) -> Refusal:
     """The answer that says what is wrong."""
-    return Refusal(described(status, detail, errors), headers)
+    return Refusal(described(status, detail, errors, code), headers)
 
 
-def described(status: int, detail: str, errors: list[dict[str, str]] | None = None) -> Problem:
+def described(status: int, detail: str, errors: list[dict[str, str]] | None = None, code: str | None = None) -> Problem:
     detail = detail.encode(errors="replace").decode()  # half of a surrogate pair cannot be sent back
-    return Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+    title = HTTPStatus(status).phrase
+    return Problem(type="about:blank", title=title, status=status, detail=detail, errors=errors, code=code)
 
 
 def as_openai(made: Problem) -> dict[str, Any]:
     """A problem, and in `error` the same for OpenAI's clients."""
     kind = _KINDS.get(made.status, "server_error" if made.status >= 500 else "invalid_request_error")
     param = made.errors[0]["field"] if made.errors else None
-    error = OpenAiError(message=made.detail, type=kind, param=param or None)
+    code = made.code or _CODES.get(made.status)
+    error = OpenAiError(message=made.detail, type=kind, param=param or None, code=code)
     return {**made.model_dump(exclude_none=True), "error": error.model_dump()}

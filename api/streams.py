@@ -30,20 +30,20 @@ class ClientLeft(Exception):
     """Nobody waits for the answer."""
 
 
-class EventStream(Response):
+class Stream(Response):
     """An answer that is sent piece by piece.
 
     Args:
-        chunks: those that are there, again and again. A ScopebaseError among them is told in the stream, which then ends without `[DONE]`.
+        pieces: server-sent events, whole.
         close: called once nobody reads on, whatever the reason.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncIterator[list[Answered]], close: Callable[[], None]) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes], close: Callable[[], None]) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
-        self._chunks, self._close = chunks, close
+        self._pieces, self._close = pieces, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
@@ -61,10 +61,22 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         with suppress(TimeoutError):  # the connection is cut, so that the client does not take a part for the whole
-            async for frame in frames(self._chunks):
+            async for piece in self._pieces:
                 async with asyncio.timeout(SLOW_SECONDS):
-                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class EventStream(Stream):
+    """Events as OpenAI sends them.
+
+    Args:
+        chunks: those that are there, again and again. A ScopebaseError among them is told in the stream, which then ends without `[DONE]`.
+        close: as in `Stream`.
+    """
+
+    def __init__(self, chunks: AsyncIterator[list[Answered]], close: Callable[[], None]) -> None:
+        super().__init__(frames(chunks), close)
 
 
 async def frames(chunks: AsyncIterator[list[Answered]]) -> AsyncIterator[bytes]:
@@ -109,4 +121,4 @@ def _frame(text: str) -> bytes:
 
 
 def _fault(error: ScopebaseError) -> bytes:
-    return _frame(json.dumps(as_openai(described(error.http_status, str(error)))))
+    return _frame(json.dumps(as_openai(described(error.http_status, str(error), code=error.code))))

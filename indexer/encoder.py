@@ -6,6 +6,7 @@ selection is in two levels: the k largest values lie in the k groups of largest 
 
 from __future__ import annotations
 
+import threading
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -58,10 +59,17 @@ def make_encoder(sae: Sae, device: torch.device) -> Encoder:
     return ThresholdEncoder(sae, device)
 
 
-class Product:
-    """pre = W_enc x + b_enc, into a buffer that all encoders of one width share."""
+class _Buffers(threading.local):
+    """Each thread has its own: two models of one process must not write into each other's."""
 
-    _buffers: ClassVar[dict[tuple[str, int], Tensor]] = {}
+    def __init__(self) -> None:
+        self.of: dict[tuple[str, int], Tensor] = {}
+
+
+class Product:
+    """pre = W_enc x + b_enc, into a buffer that all encoders of one width and thread share."""
+
+    _buffers: ClassVar[_Buffers] = _Buffers()
 
     def __init__(self, sae: Sae, device: torch.device) -> None:
         weight, bias = sae.encoder_tensors()
@@ -79,9 +87,9 @@ class Product:
 
     def __call__(self, block: Tensor) -> Tensor:
         key = (str(block.device), self.d_sae)
-        buffer = self._buffers.get(key)
+        buffer = self._buffers.of.get(key)
         if buffer is None or len(buffer) < len(block):
-            buffer = self._buffers[key] = torch.empty(
+            buffer = self._buffers.of[key] = torch.empty(
                 min(self.rows, max(len(block), 2048)), self.d_sae, device=block.device
             )
         return torch.addmm(self.bias, block, self.weight_t, out=buffer[: len(block)])

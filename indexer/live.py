@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sqlalchemy import select
 from torch import Tensor, arange, float64, from_numpy
 
@@ -26,7 +27,7 @@ from indexer.progress import Progress, Silent
 from indexer.saes import Release, open_release
 from indexer.saes.known import load_known
 from indexer.shard import Batch, cut_batches, make_batch, packed_keys
-from indexer.subject import Described, Subject, choose_device, choose_dtype
+from indexer.subject import Described, Subject, Tap, choose_device, choose_dtype
 from schema.catalog import check_model
 from schema.errors import Conflict, InputError
 from schema.home import Home
@@ -41,6 +42,16 @@ CACHE_BYTES = 4 << 30
 """Of SAEs kept loaded; the one in use is kept whatever its size."""
 
 
+class Streams(Protocol):
+    """A loaded model whose residual stream can be read. `indexer.subject.Subject` is one, and says what these mean."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def deepest(self) -> int: ...
+    def read(self, ids: Tensor, taps: Mapping[int, Tap]) -> None: ...
+
+
 class Live:
     """A model of the home, loaded. See `schema.live.LiveModel` for what it promises."""
 
@@ -49,7 +60,7 @@ class Live:
         home: Home,
         name: str,
         described: Described,
-        subject: Subject,
+        subject: Streams,
         dtype: str,
         releases: Sequence[Release] = (),
         cache_bytes: int = CACHE_BYTES,
@@ -254,12 +265,17 @@ def load_known_model(
     Raises:
         InputError: the model cannot be loaded, or the home knows no such model.
     """
-    name, recorded = _known(home, described)
     on = choose_device(device)
-    precision = choose_dtype(recorded if dtype == "auto" and recorded else dtype, on, described.config)
+    name, precision = known_model(home, described, on, dtype)
     shown = str(precision).removeprefix("torch.")
     (progress or Silent()).say(f"loading {name} ({shown}, {on})")
     return Loaded(name, described.load(deepest or 0, on, precision, whole=deepest is None), shown)
+
+
+def known_model(home: Home, described: Described, device: torch.device, dtype: str) -> tuple[str, torch.dtype]:
+    """The model's name in the home, and the arithmetic that it is loaded in; see `load_known_model`."""
+    name, recorded = _known(home, described)
+    return name, choose_dtype(recorded if dtype == "auto" and recorded else dtype, device, described.config)
 
 
 def _known(home: Home, described: Described) -> tuple[str, str | None]:

@@ -124,6 +124,7 @@ def _recipe(config: IndexConfig, model: Described, dtype: torch.dtype) -> Recipe
 def _survey(
     config: IndexConfig, recipe: Recipe, name: str, source: str, batch_tokens: int, progress: Progress
 ) -> tuple[DatasetSpec, Survey]:
+    progress.border()
     spec = DatasetSpec(name, source, recipe, config.id_field, config.limit, config.bad_rows == "skip")
     with progress.bar(f"reading {name}") as bar:
         found = survey(spec, ShardSize.for_batches(batch_tokens), bar.advance)

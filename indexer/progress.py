@@ -22,6 +22,9 @@ class Progress(Protocol):
     def bar(self, title: str, total: int | None = None, done: int = 0) -> AbstractContextManager[Bar]:
         """A bar over `total` units of work, of which `done` were done before."""
 
+    def border(self) -> None:
+        """Between two pieces of work, where nothing is half done: whoever wants the work to end here raises."""
+
 
 class NoBar:
     """A bar that nobody sees."""
@@ -36,3 +39,5 @@ class Silent:
 
     def bar(self, title: str, total: int | None = None, done: int = 0) -> AbstractContextManager[Bar]:
         return nullcontext(NoBar())
+
+    def border(self) -> None: ...

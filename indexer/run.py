@@ -120,6 +120,7 @@ def add_logits(home: Home, engine: Engine, progress: Progress) -> list[str]:
     with progress.bar("computing logit effects", sum(card.d_sae for card in plan.logits)) as bar:
         while (shard := home.ledger.lease_logits(list(saes))) is not None:
             do_shard(home, shard, work)
+            progress.border()
     tidy(home)
     return names
 

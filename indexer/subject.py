@@ -52,6 +52,17 @@ class Described:
             tokenizer_sha256=self.tokenizer.sha256,
         )
 
+    def weights(self) -> Path:
+        """The directory with the weights too, fetched if need be.
+
+        Raises:
+            InputError: they cannot be fetched.
+        """
+        if Path(self.source).expanduser().exists():
+            return self.folder
+        # the commit that was described, whatever was pushed since
+        return _download(f"{self.source.partition('@')[0]}@{self.folder.name}", weights=True)
+
     def load(
         self, deepest: int, device: torch.device, dtype: torch.dtype, *, head: bool = False, whole: bool = False
     ) -> Subject:
@@ -65,12 +76,9 @@ class Described:
             InputError: the weights are missing or do not fit the configuration.
         """
         transformers_logging.disable_progress_bar()
-        folder = self.folder
-        if not Path(self.source).expanduser().exists():  # the commit that was described, whatever was pushed since
-            folder = _download(f"{self.source.partition('@')[0]}@{folder.name}", weights=True)
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, local_files_only=True
+                self.weights(), dtype=dtype, trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InputError(f"model {self.source} cannot be loaded: {str(error).splitlines()[0][:200]}") from error

@@ -58,6 +58,7 @@ class Worker:
         """Works until the run is finished, by this process or together with others."""
         with self._stack:
             while True:
+                self.progress.border()
                 shard = self.home.ledger.lease(self.run.id)
                 if shard is not None:
                     self._do(shard)

@@ -3,6 +3,8 @@
 ScopebaseError
 ├── InputError            the call or its input is wrong          exit 2, HTTP 422
 │   ├── NotFound          a name that nothing bears               exit 2, HTTP 404
+│   │   └── NotLoaded     another model than the one loaded       exit 2, HTTP 404
+│   ├── BeyondContext     more tokens than the model takes        exit 2, HTTP 400
 │   ├── Conflict          right in itself, wrong beside the rest  exit 2, HTTP 409
 │   ├── Unauthorized      no key, or one that is not good         exit 2, HTTP 401
 │   ├── Forbidden         the key may not do this                 exit 2, HTTP 403
@@ -29,6 +31,8 @@ class ScopebaseError(Exception):
     http_status = 500
     retry_after: int | None = None
     """Seconds after which the same request may do better, where waiting helps."""
+    code: str | None = None
+    """OpenAI's word for it, where its clients act on one."""
 
 
 class InputError(ScopebaseError):
@@ -42,6 +46,19 @@ class NotFound(InputError):
     """No such model, SAE, dataset, run or feature."""
 
     http_status = 404
+
+
+class NotLoaded(NotFound):
+    """Another model than the one that generates here."""
+
+    code = "model_not_found"
+
+
+class BeyondContext(InputError):
+    """The prompt, or the prompt with its answer, has more tokens than the model takes. 400, as OpenAI has it."""
+
+    http_status = 400
+    code = "context_length_exceeded"
 
 
 class Conflict(InputError):

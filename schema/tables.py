@@ -215,3 +215,57 @@ class Removal(Base):
     trimmed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the store was found without them."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+
+class Job(Base):
+    """Long work that somebody asked for, and what became of it (see `schema.jobs` and `schema.queue`).
+
+        queued -> running -> finished | failed | cancelled
+
+    `due` and `leased_until` are seconds since the epoch by the database's clock.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("author", "idempotency_key"),
+        Index("ix_jobs_state_due", "state", "due"),
+        NEVER_REUSED,
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    author: Mapped[str] = mapped_column(String(128))
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    state: Mapped[str] = mapped_column(String(16), default="queued")
+    due: Mapped[float]
+    """When a worker may take it."""
+    token: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Grows each time it is taken: whoever holds an older one is not heard any more."""
+    owner: Mapped[str | None] = mapped_column(String(200))
+    leased_until: Mapped[float | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    cancelled_by: Mapped[str | None] = mapped_column(String(128))
+    """Who wants it ended."""
+    reports: Mapped[list[Any]] = mapped_column(Json, default=list)
+    """What the work says of itself at its end, one entry a run."""
+    error: Mapped[str | None] = mapped_column(Text)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    progress_number: Mapped[int] = mapped_column(default=0)
+    """The event that `progress` is."""
+    n_events: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    begun_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class JobEvent(Base):
+    """One thing that happened to a job, numbered from 1 in the order of the commits. Progress takes a number too and no row."""
+
+    __tablename__ = "job_events"
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    """`state` or `line`."""
+    state: Mapped[str] = mapped_column(String(16))
+    text: Mapped[str | None] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)

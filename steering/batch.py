@@ -81,7 +81,10 @@ class Passes:
 
 
 class Prompts:
-    """Prompts on their way into the model: several short ones together, or a long one chunk by chunk."""
+    """Prompts on their way into the model: several short ones together, or a long one chunk by chunk.
+
+    A prompt that several seats begin with alike, as the choices of one request do, is read once.
+    """
 
     def __init__(self, passes: Passes, seats: Sequence[Seat], chunk: int) -> None:
         self.seats = list(seats)
@@ -89,17 +92,45 @@ class Prompts:
         self._passes, self._chunk = passes, chunk
         self.length = max(seat.n_prompt for seat in seats)
         self.pads = [self.length - seat.n_prompt for seat in seats]
-        padded = [[0] * pad + seat.ids for pad, seat in zip(self.pads, seats, strict=True)]
+        self._read, self._of = _alike(seats)
+        pads = [self.length - seat.n_prompt for seat in self._read]
+        padded = [[0] * pad + seat.ids for pad, seat in zip(pads, self._read, strict=True)]
         self._ids = torch.tensor(padded, device=passes.device)
-        self._offset = torch.tensor(self.pads, device=passes.device)[:, None] if any(self.pads) else None
+        self._offset = torch.tensor(pads, device=passes.device)[:, None] if any(pads) else None
 
     def advance(self) -> After | None:
         """Reads the next chunk; what comes after the last one, None before."""
         begin = self.cache.length
         end = min(begin + self._chunk, self.length)
-        rows = [_part(seat, pad, begin, end) for seat, pad in zip(self.seats, self.pads, strict=True)]
+        rows = [_part(seat, self.length - seat.n_prompt, begin, end) for seat in self._read]
         after = self._passes(self._ids[:, begin:end], self._offset, self.cache, rows)
-        return after if end == self.length else None
+        if end < self.length:
+            return None
+        return after if len(self._read) == len(self.seats) else self._shared(after)
+
+    def _shared(self, after: After) -> After:
+        """Every seat gets what was read for it and others."""
+        rows = torch.tensor(self._of, device=self._passes.device)
+        self.cache.spread(rows)
+        for seat, row in zip(self.seats, self._of, strict=True):
+            first = self._read[row].program
+            if seat.program is not None and first is not None and first is not seat.program:
+                seat.program.follow(first)
+        return After(after.logits[rows], None if after.broken is None else after.broken[rows])
+
+
+def _alike(seats: Sequence[Seat]) -> tuple[list[Seat], list[int]]:
+    """One seat for all that have the same prompt and do the same to it, and for each seat which of them stands for it."""
+    places: dict[object, int] = {}
+    of: list[int] = []
+    read: list[Seat] = []
+    for seat in seats:
+        key = (tuple(seat.ids), None if seat.program is None else seat.program.kin)
+        if key not in places:
+            places[key] = len(read)
+            read.append(seat)
+        of.append(places[key])
+    return read, of
 
 
 def _part(seat: Seat, pad: int, begin: int, end: int) -> Row:

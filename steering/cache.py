@@ -110,6 +110,11 @@ class Columns(CacheLayerMixin):  # type: ignore[misc]
             self.values[target, :, : self.stored] = self.values[source, :, : self.stored]
         self.rows = rows
 
+    def spread(self, rows: Tensor) -> None:
+        """Rows anew: each takes what the row (n,) of before held."""
+        self.keys, self.values = self.keys[: self.rows][rows], self.values[: self.rows][rows]
+        self.rows = len(rows)
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         if self.window is not None and self.stored >= 2 * self.window:  # as `update` is about to drop them
             return self.window - 1 + query_length, self.length - self.window + 1
@@ -140,6 +145,10 @@ class States(LinearAttentionLayer):  # type: ignore[misc]
                 states[i][target] = states[i][source]
             states[i] = states[i][:rows].clone()
 
+    def spread(self, rows: Tensor) -> None:
+        for states, i in self._each():
+            states[i] = states[i][rows]
+
 
 class RowCache(Cache):  # type: ignore[misc]
     """The memory of a batch."""
@@ -161,6 +170,11 @@ class RowCache(Cache):  # type: ignore[misc]
         """Takes another batch's rows, below its own. Both must be of the same length."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.join(theirs)
+
+    def spread(self, rows: Tensor) -> None:
+        """Rows anew: each takes what the row (n,) of before held."""
+        for layer in self.layers:
+            layer.spread(rows)
 
     def keep(self, moves: Moves, rows: int) -> None:
         """Leaves `rows` rows, after the moves."""

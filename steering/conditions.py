@@ -54,7 +54,7 @@ class Watcher:
             InputError: a feature that its SAE does not have, or an SAE of a layer that the model does not have.
         """
         self.scope = condition.scope
-        names = sorted(set(_features(condition.expression)))
+        names = sorted(set(features(condition.expression)))
         self.parts, column = _parts(names, encoders, n_layers, device)
         self.deepest = max(part.layer for part in self.parts)
         self.holds = _tree(condition.expression, column)
@@ -73,12 +73,23 @@ class Watcher:
             if not self._free:
                 self._grow()
             place = self._free.popleft()
+        self.clear(place)
+        return place
+
+    def clear(self, place: int) -> None:
+        """Nothing was read yet."""
+        with self.lock:
             self.most[place], self.latched[place], self.opened[place] = 0, False, 0
-            return place
 
     def free(self, places: Sequence[int]) -> None:
         """Takes places back. Safe from any thread."""
         self._free.extend(places)
+
+    def copy(self, source: int, target: int) -> None:
+        """The state of one choice for another that has read the same."""
+        with self.lock:
+            for state in (self.most, self.latched, self.opened):
+                state[target] = state[source]
 
     def _grow(self) -> None:
         n = max(8, len(self.opened))
@@ -168,14 +179,15 @@ class Watching:
         watcher.opened.index_add_(0, self._slots, let.sum(1).float())
 
 
-def _features(expression: Expression) -> list[str]:
+def features(expression: Expression) -> list[str]:
+    """The features that it names."""
     if isinstance(expression, FeatureAbove):
         return [expression.feature]
     if isinstance(expression, AnyOf):
-        return [name for one in expression.any for name in _features(one)]
+        return [name for one in expression.any for name in features(one)]
     if isinstance(expression, AllOf):
-        return [name for one in expression.all for name in _features(one)]
-    return _features(expression.not_)
+        return [name for one in expression.all for name in features(one)]
+    return features(expression.not_)
 
 
 def _tree(expression: Expression, column: dict[str, int]) -> Tree:
@@ -202,16 +214,14 @@ def _parts(
         by_sae.setdefault(sae, []).append((index, name))
     parts: list[Part] = []
     column: dict[str, int] = {}
-    for sae, features in by_sae.items():
+    for sae, named in by_sae.items():
         encoder = encoders(sae)
         if not 0 <= encoder.product.layer < n_layers:
             raise InputError(f"when: SAE {sae} reads layer {encoder.product.layer}, but the model has {n_layers}")
-        for index, name in features:
+        for index, name in named:
             if not 0 <= index < encoder.d_sae:
                 raise InputError(f"when: SAE {sae} has features 0 to {encoder.d_sae - 1}, no {index}")
             column[name] = len(column)
-        indexes = torch.tensor([index for index, _ in features], device=device)
-        parts.append(
-            Part(encoder.product.layer, rows(encoder, indexes), slice(len(column) - len(features), len(column)))
-        )
+        indexes = torch.tensor([index for index, _ in named], device=device)
+        parts.append(Part(encoder.product.layer, rows(encoder, indexes), slice(len(column) - len(named), len(column))))
     return parts, column

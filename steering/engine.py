@@ -113,11 +113,18 @@ class Engine:
             line = waiting.popleft()
             line.work.begun = True
             if len(line.choice.ids) > self.limits.chunk:
-                self._begin([line])
+                self._begin([line, *self._others_like(line, short)])
             else:
                 short.append(line)
         if short:
             self._begin(short)
+
+    def _others_like(self, line: Line, short: Sequence[Line]) -> list[Line]:
+        """What waits next of the same request with the same prompt, as far as there is room: they are read together."""
+        waiting, found = self._desk.waiting, list[Line]()
+        while waiting and waiting[0].begins_like(line) and self._fits(waiting[0], [*short, line, *found]):
+            found.append(waiting.popleft())
+        return found
 
     def _begin(self, lines: list[Line]) -> None:
         prompts = Prompts(self._passes, [seat for line in lines for seat in line.seats], self.limits.chunk)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
 
-from indexer.live import Live, Loaded, load_known_model
+from indexer.live import Live, Loaded, Streams, load_known_model
 from indexer.progress import Progress
 from indexer.saes import Release, open_release
 from indexer.subject import Described
-from schema.errors import InputError
+from schema.errors import BeyondContext, InputError
 from schema.generation import Choice, Event, Sampling
 from schema.home import Home
+from schema.names import parse_feature
 from steering.batch import Passes
 from steering.cache import token_bytes
+from steering.conditions import features
 from steering.engine import Engine, Limits
 from steering.hooks import Program, Steerer
 from steering.prompts import PromptReader
@@ -33,32 +36,39 @@ MEMORY_SHARE = 0.25
 """Of the memory that is free when the model is loaded, for keys and values; on a GPU three times that."""
 
 
-class TorchGenerator(Live):
-    """A model of the home that reads and generates. See `schema.generation.Generator` for what it promises."""
+class Runs(Protocol):
+    """An engine: the thread that owns the model, and what waits for it. `steering.engine.Engine` is one."""
 
-    engine = "torch"
+    limits: Limits
+
+    @property
+    def run(self) -> Callable[..., Future[Any]]: ...
+    @property
+    def put(self) -> Callable[[Sequence[Line]], None]: ...
+    def fault(self) -> str | None: ...
+    def close(self, seconds: float) -> None: ...
+
+
+class EngineGenerator(Live):
+    """A model of the home that reads and generates, whatever engine runs it. See `schema.generation.Generator` for its promises."""
 
     def __init__(
         self,
         home: Home,
+        name: str,
         described: Described,
-        loaded: Loaded,
+        subject: Streams,
+        dtype: str,
+        engine: Runs,
+        steerer: Steerer,
         releases: Sequence[Release] = (),
-        limits: Limits | None = None,
         chat_template: str | None = None,
     ) -> None:
-        self._device = loaded.subject.device
-        self._steerer = Steerer(loaded.subject, self.encoder, described.tokenizer.special_ids.tolist())
-        self._prompts = PromptReader(described.tokenizer, loaded.name, chat_template)
+        self._engine, self._steerer, self._device = engine, steerer, subject.device
+        self._prompts = PromptReader(described.tokenizer, name, chat_template)
         self._spelling = Spelling(described.tokenizer.fast, described.tokenizer.special_ids.tolist())
         self._vocabulary = described.tokenizer.vocabulary
-        self._engine = Engine(
-            Passes(loaded.subject.model, self._steerer, self._device),
-            limits or Limits(),
-            end_tokens(described, loaded.subject.model),
-        )
-        super().__init__(home, loaded.name, described, loaded.subject, loaded.dtype, releases, run=self._engine.run)
-        self._engine.run(self._steerer.check).result()
+        super().__init__(home, name, described, subject, dtype, releases, run=engine.run)
 
     @property
     def context(self) -> int | None:
@@ -79,7 +89,7 @@ class TorchGenerator(Live):
             raise InputError("give at least one choice to generate")
         for choice in choices:
             self._check(choice)
-        for name in {op.sae for choice in choices for op in choice.ops if op.sae is not None}:
+        for name in {name for choice in choices for name in _saes(choice)}:
             self.encoder(name)  # loaded here, so that the batch need not wait for it
         work = Work(deliver)
         if any(choice.ops for choice in choices):  # programs are the model's thread's
@@ -89,19 +99,15 @@ class TorchGenerator(Live):
         return work
 
     def _enlist(self, work: Work, choices: Sequence[Choice]) -> None:
+        first: tuple[Choice, Program] | None = None
         for place, choice in enumerate(choices):
-            program = self._steerer.program(choice) if choice.ops else None
+            program = None
+            if choice.ops:
+                like = first[1] if first is not None and _begins_alike(first[0], choice) else None
+                program = self._steerer.program(choice, like)
+                first = (choice, program)
             work.lines.append(self._line(work, choice, place, program))
         self._engine.put(work.lines)
-
-    def score(self, texts: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-        """See `schema.generation.Generator.score`."""
-        check_texts(texts, firsts, self._vocabulary, self.context)
-        model = self._subject.model
-        found: list[npt.NDArray[np.float32]] = self._engine.run(
-            score_texts, model, self._device, texts, firsts, self._vocabulary
-        ).result()
-        return found
 
     def fault(self) -> str | None:
         """See `schema.generation.Generator.fault`."""
@@ -125,14 +131,14 @@ class TorchGenerator(Live):
         _check_sampling(choice.sampling, self._vocabulary)
         n, most = len(choice.ids), choice.sampling.max_tokens
         if self.context is not None and n + most > self.context:
-            raise InputError(
+            raise BeyondContext(
                 f"the prompt's {n:,} tokens and {most:,} to generate are {n + most:,}, but model {self.name} has a context of "
                 f"{self.context:,}; shorten the prompt or lower max_tokens"
             )
         rows = 2 if choice.ops and choice.kl != "off" else 1
         limits = self._engine.limits
         if rows * (n + most) > limits.columns:
-            raise InputError(
+            raise BeyondContext(
                 f"the prompt's {n:,} tokens and {most:,} to generate need memory for {rows * (n + most):,}, but there is memory "
                 f"for {limits.columns:,}; shorten the prompt or lower max_tokens"
             )
@@ -140,6 +146,37 @@ class TorchGenerator(Live):
             raise InputError(
                 "the divergence needs a second row, but the batch has one; ask with kl off, or raise --max-rows"
             )
+
+
+class TorchGenerator(EngineGenerator):
+    """Over the embedded engine and a plain model of transformers."""
+
+    engine = "torch"
+
+    def __init__(
+        self,
+        home: Home,
+        described: Described,
+        loaded: Loaded,
+        releases: Sequence[Release] = (),
+        limits: Limits | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        subject, self._model = loaded.subject, loaded.subject.model
+        steerer = Steerer(subject, self.encoder, described.tokenizer.special_ids.tolist())
+        engine = Engine(
+            Passes(self._model, steerer, subject.device), limits or Limits(), end_tokens(described, self._model)
+        )
+        super().__init__(home, loaded.name, described, subject, loaded.dtype, engine, steerer, releases, chat_template)
+        engine.run(steerer.check).result()
+
+    def score(self, texts: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """See `schema.generation.Generator.score`."""
+        check_texts(texts, firsts, self._vocabulary, self.context)
+        found: list[npt.NDArray[np.float32]] = self._engine.run(
+            score_texts, self._model, self._device, texts, firsts, self._vocabulary
+        ).result()
+        return found
 
 
 def open_generator(
@@ -192,6 +229,18 @@ def end_tokens(described: Described, model: Any) -> frozenset[int]:
     return frozenset(
         int(id_) for each in named if each is not None for id_ in (each if isinstance(each, list) else [each])
     )
+
+
+def _begins_alike(one: Choice, other: Choice) -> bool:
+    """Whether the same is done to the same prompt."""
+    return one.ops is other.ops and one.when is other.when and one.ids == other.ids
+
+
+def _saes(choice: Choice) -> set[str]:
+    """The SAEs whose features are read or steered."""
+    named = {op.sae for op in choice.ops if op.sae is not None}
+    watched = features(choice.when.expression) if choice.when is not None and choice.ops else ()
+    return named | {parse_feature(feature)[0] for feature in watched}
 
 
 def _columns(described: Described, loaded: Loaded) -> int:

@@ -6,15 +6,15 @@ One thread owns the model and everything here. A hook without a pass does nothin
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from indexer.subject import Subject
 from schema.errors import WorkFailed
 from schema.generation import Choice, Condition
 from steering import selftest
@@ -26,26 +26,43 @@ from steering.reading import Encoders
 
 __all__ = ["Pass", "Program", "Row", "Steerer"]
 
+Through = Callable[[Any, Callable[[Tensor], Tensor]], Any]
+"""What a block returned, with its stream (n_rows, width, d_model) led through a function."""
+
+
+class Steered(selftest.Model, Protocol):
+    """What is to be known of a loaded model. `indexer.subject.Subject` is one."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+def plain(output: Any, after: Callable[[Tensor], Tensor]) -> Any:
+    """Blocks of transformers return the stream, alone or before something else."""
+    if isinstance(output, tuple):
+        return (after(output[0]), *output[1:])
+    return after(output)
+
 
 class Pass:
     """One forward pass of a batch, as it goes through the blocks."""
 
     def __init__(self, plan: Plan, rows: Sequence[Row], ledger: Ledger) -> None:
         self._plan, self._rows, self._ledger = plan, rows, ledger
+        self.layers = plan.work.keys()
+        """After which anything is to be done."""
         self._reached: set[int] = set()
         self._last: Tensor | None = None
         for watching in plan.watching:
             watching.begin()
 
     def after(self, layer: int, hidden: Tensor) -> Tensor:
-        """The stream (n_rows, width, d_model) after a block, as the next one shall see it.
+        """The stream (n_rows, width, d_model) after one of `layers`, as the next one shall see it.
 
         Raises:
             WorkFailed: it is not the pass that was announced.
         """
-        work = self._plan.work.get(layer)
-        if work is None:
-            return hidden
+        work = self._plan.work[layer]
         n_rows, width = self._plan.shape
         if hidden.shape[:2] != (n_rows, width) or layer in self._reached:
             raise WorkFailed(
@@ -87,13 +104,23 @@ class Pass:
 class Steerer:
     """Operations on the residual stream of one loaded model."""
 
-    def __init__(self, subject: Subject, encoders: Encoders, special_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        subject: Steered,
+        encoders: Encoders,
+        special_ids: Iterable[int],
+        *,
+        through: Through = plain,
+        packed: bool = False,
+    ) -> None:
         """
         Args:
             encoders: the encoder of an SAE by its name, on the model's device. Asked when a choice first needs it.
             special_ids: the tokenizer's special tokens.
+            through: finds the stream in what a block returns.
+            packed: see `steering.plan.lay_out`.
         """
-        self._subject = subject
+        self._subject, self._packed, self._through = subject, packed, through
         self._pass: Pass | None = None
         self._lock = Lock()
         self._kept: tuple[Any, Plan] | None = None
@@ -112,21 +139,31 @@ class Steerer:
             # before every other hook, so that whoever reads the block's output reads it steered
             block.register_forward_hook(self._hook(layer), prepend=True)
 
-    def program(self, choice: Choice) -> Program:
+    def program(self, choice: Choice, like: Program | None = None) -> Program:
         """A choice's operations, checked and brought to the device. Safe from any thread, as far as the encoders are.
+
+        Args:
+            like: the program of another choice with the same prompt, operations and condition.
 
         Raises:
             InputError: an operation that this model cannot take, that could touch no token, or that contradicts another.
         """
-        return Program(choice, self._ground)
+        return Program(choice, self._ground, like)
 
-    def check(self) -> None:
+    def check(self, see: selftest.See | None = None) -> None:
         """Proves on the loaded model that steering arrives, and learns how long its residuals are. Run it once, after loading.
+
+        Args:
+            see: runs rows steered, and tells the stream after every block; all in one pass unless given.
 
         Raises:
             WorkFailed: it does not.
         """
-        self._ground.typical.update(selftest.check(self._subject, self.program, self.steering))
+        self._ground.typical.update(selftest.check(self._subject, self.program, see or self._see))
+
+    def _see(self, rows: Sequence[Row]) -> Mapping[int, Tensor]:
+        with self.steering(rows):
+            return selftest.streams(self._subject, rows)
 
     @contextmanager
     def steering(self, rows: Sequence[Row]) -> Iterator[Pass]:
@@ -151,7 +188,7 @@ class Steerer:
         if key is not None and self._kept is not None and self._kept[0] == key:
             return self._kept[1]
         self._ground.ledger.settle()
-        plan = lay_out(rows, self._subject.device)
+        plan = lay_out(rows, self._subject.device, packed=self._packed)
         self._kept = None if key is None else (key, plan)
         return plan
 
@@ -171,11 +208,9 @@ class Steerer:
 
     def _hook(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> Any:
-            if self._pass is None:
+            if self._pass is None or layer not in self._pass.layers:
                 return None
-            if isinstance(output, tuple):
-                return (self._pass.after(layer, output[0]), *output[1:])
-            return self._pass.after(layer, output)
+            return self._through(output, partial(self._pass.after, layer))
 
         return hook
 

@@ -51,6 +51,14 @@ class Ledger:
             self._most[place : place + 2] = 0
             return place
 
+    def clear(self, places: Sequence[int]) -> None:
+        """Sets places and those beside them to zero. On the model's thread."""
+        self.settle()
+        index = torch.tensor([p + phase for p in places for phase in (PROMPT, GENERATED)], device=self._device)
+        with self._lock:
+            self._sums[index] = 0
+            self._most[index] = 0
+
     def free(self, places: Sequence[int]) -> None:
         """Takes places back. Safe from any thread."""
         self._free.extend(places)
@@ -85,6 +93,13 @@ class Ledger:
         with self._lock:
             fetched = torch.cat((self._sums[index], self._most[index, None]), dim=1).tolist()
         return [(line[:-1], line[-1]) for line in fetched]
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Counts for the targets and the places beside them what was counted for the sources."""
+        self.settle()
+        ours, theirs = ([p + phase for p in places for phase in (PROMPT, GENERATED)] for places in (targets, sources))
+        with self._lock:
+            self._sums[ours], self._most[ours] = self._sums[theirs], self._most[theirs]
 
     def _grow(self) -> None:
         n = len(self._most)

@@ -40,6 +40,10 @@ class Place:
         """Whether generated token `number`, counted from 0, is touched."""
         return self._at(number) and self._may(id_)
 
+    def is_steady(self, special: Set[int]) -> bool:
+        """Whether all generated tokens fare alike, but for the special ones."""
+        return not (self._included or self._excluded) and self._only is None and self._never <= special
+
     def columns(self, ids: Sequence[int], first: int) -> list[int]:
         """Which of the tokens `ids`, the first of them at position `first` of the whole sequence, are touched."""
         n_prompt = len(self.prompt)

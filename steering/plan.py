@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +16,7 @@ from steering.measure import GENERATED, PROMPT
 from steering.program import Program, Step
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a forward pass."""
 
     program: Program | None
@@ -43,31 +44,46 @@ class Plan:
     """A pass of a batch."""
 
     shape: tuple[int, int]
-    """Rows, and the columns that they take at least."""
+    """Rows, and the columns that they take at least; of packed rows 1, and all their tokens."""
     work: Mapping[int, Work]
     watching: Sequence[Watching]
 
 
-def lay_out(rows: Sequence[Row], device: torch.device) -> Plan:
-    """The pass of these rows, whatever was before."""
-    width = max(
-        (row.pad + len(row.ids) for row in rows if row.ids), default=1
-    )  # of a prompt's chunk, a row may hold only padding
-    gates = Gates(len(rows) * width, device)
+def lay_out(rows: Sequence[Row], device: torch.device, *, packed: bool = False) -> Plan:
+    """The pass of these rows, whatever was before.
+
+    Args:
+        packed: their tokens stand one row after another, without padding.
+    """
+    shape, begins = _packed(rows) if packed else _padded(rows)
+    gates = Gates(shape[0] * shape[1], device)
     found: dict[int, dict[tuple[int, str, int, bool], list[Touched]]] = {}
-    for number, row in enumerate(rows):
+    for row, begin in zip(rows, begins, strict=True):
         for layer, steps in row.program.layers.items() if row.program is not None else ():
             for stage, step in enumerate(steps):
-                touched = _touched(step, row, number * width + row.pad)
+                touched = _touched(step, row, begin)
                 if touched is not None:
                     found.setdefault(layer, {}).setdefault((stage, *step.kind), []).append(touched)
-    watching = _watch(rows, gates, width, device)
+    watching = _watch(rows, begins, gates, device)
     work = {}
     for layer in sorted({*found, *(layer for each in watching for layer in each.layers)}):
         by_kind = found.get(layer, {})
         groups = [Group(by_kind[key], gates, device) for key in sorted(by_kind, key=lambda key: key[0])]
         work[layer] = Work([each for each in watching if layer in each.layers], groups)
-    return Plan((len(rows), width), work, watching)
+    return Plan(shape, work, watching)
+
+
+def _padded(rows: Sequence[Row]) -> tuple[tuple[int, int], list[int]]:
+    """The shape of the pass, and where each row's first token stands once it is flattened."""
+    width = max(
+        (row.pad + len(row.ids) for row in rows if row.ids), default=1
+    )  # of a prompt's chunk, a row may hold only padding
+    return (len(rows), width), [number * width + row.pad for number, row in enumerate(rows)]
+
+
+def _packed(rows: Sequence[Row]) -> tuple[tuple[int, int], list[int]]:
+    ends = list(accumulate((len(row.ids) for row in rows), initial=0))
+    return (1, ends[-1]), ends[:-1]
 
 
 def _touched(step: Step, row: Row, begin: int) -> Touched | None:
@@ -82,10 +98,10 @@ def _touched(step: Step, row: Row, begin: int) -> Touched | None:
     return Touched(step, [begin + column for column in columns], phases, can_fire)
 
 
-def _watch(rows: Sequence[Row], gates: Gates, width: int, device: torch.device) -> list[Watching]:
+def _watch(rows: Sequence[Row], begins: Sequence[int], gates: Gates, device: torch.device) -> list[Watching]:
     """The conditions of the rows, those that are the same together."""
     watched: dict[Watcher, list[Watched]] = {}
-    for number, row in enumerate(rows):
+    for row, begin in zip(rows, begins, strict=True):
         program = row.program
         if program is None or program.watcher is None or not row.ids:
             continue
@@ -93,7 +109,6 @@ def _watch(rows: Sequence[Row], gates: Gates, width: int, device: torch.device) 
             raise WorkFailed(
                 "tokens that were generated were fed together to a choice under a condition; feed them one by one"
             )
-        begin = number * width + row.pad
         one = Watched(
             slot=program.slot,
             places=list(range(begin, begin + len(row.ids))),

@@ -76,12 +76,17 @@ class Step:
 class Program:
     """What one choice does to the residual stream. Any thread makes it; the thread of the model uses it."""
 
-    def __init__(self, choice: Choice, ground: Ground) -> None:
+    def __init__(self, choice: Choice, ground: Ground, like: Program | None = None) -> None:
         """
+        Args:
+            like: the program of another choice with the same prompt, operations and condition.
+
         Raises:
             InputError: an operation that this model cannot take, or that could touch nothing, or two that contradict each other.
         """
         self.special = ground.special
+        self.kin: object = object() if like is None else like.kin
+        """The same in programs that do the same to the same prompt."""
         self.watcher = ground.watcher(choice.when) if choice.when is not None and choice.ops else None
         self._ops = choice.ops
         self._ledger = ground.ledger
@@ -91,6 +96,7 @@ class Program:
         self._steps = [_compile(op, place, gate, ground) for (op, place), gate in zip(placed, gates, strict=True)]
         self.layers: dict[int, list[Step]] = {}
         """Layer -> its steps in the request's order."""
+        self._steady = all(step.place.is_steady(self.special) for step in self._steps)
         for step in self._steps:
             self.layers.setdefault(step.op.layer, []).append(step)
         self.early = all(step.gate == "before" for steps in self.layers.values() for step in steps)
@@ -105,10 +111,24 @@ class Program:
     def touches(self, number: int, id_: int) -> int:
         """Which steps touch generated token `number`, and whether a feature can fire there, as bits."""
         bits = int(id_ not in self.special)
+        if self._steady:
+            return bits
         for steps in self.layers.values():
             for step in steps:
                 bits = bits << 1 | step.place.generated(number, id_)
         return bits
+
+    def follow(self, first: Program) -> None:
+        """Has done to the prompt what its kin did."""
+        self._ledger.copy([step.slot for step in first._steps], [step.slot for step in self._steps])
+        if self.watcher is not None:
+            self.watcher.copy(first.slot, self.slot)
+
+    def restart(self) -> None:
+        """Forgets what was done so far: the model is going to read the text anew, from its first token."""
+        self._ledger.clear([step.slot for step in self._steps])
+        if self.watcher is not None:
+            self.watcher.clear(self.slot)
 
     def applied(self, engine: str = "torch") -> SteeringApplied:
         """What was done so far. Waits for the device."""

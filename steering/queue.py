@@ -78,6 +78,10 @@ class Line:
         """The most that it will ever need."""
         return len(self.choice.ids) + self.choice.sampling.max_tokens
 
+    def begins_like(self, other: Line) -> bool:
+        """Whether it is of the same request, with the same prompt."""
+        return self.work is other.work and self.choice.ids == other.choice.ids
+
     def diverged(self, kl: float) -> None:
         """The divergence of the token that comes next. From here on only `every` goes on measuring."""
         self._kl.append(kl)

@@ -1,7 +1,7 @@
 """A feature's activation at single tokens, as the index would have it: the indexer's encoder, asked for one feature instead of all.
 
-Top-k needs every pre-activation of a token, because the others decide whether this one fires; on a CPU only tokens where the feature's
-own one is positive are asked.
+Top-k needs every pre-activation of a token, because the others decide whether this one fires; on a CPU only those tokens are asked where
+the feature's own one is positive and is among the k largest of the first few.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from torch import Tensor
 
 from indexer.encoder import Encoder, top_k
 
+LOOK = 8
+"""One feature in so many is looked at first."""
+MARGIN = 1e-5
+"""How much larger, of itself, a number must be to be called larger whatever the order of the sums."""
 Encoders = Callable[[str], Encoder]
 """The encoder of an SAE by its name, on the model's device; raises what `schema.live.LiveModel.read` raises."""
 
@@ -49,7 +53,7 @@ def activation(encoder: Encoder, residual: Tensor, feature: Tensor, pre: Tensor,
         return torch.where(fires, pre, 0)
     if residual.device.type != "cpu":  # there, finding out which tokens would stop the device
         return _among_all(encoder, residual, feature)
-    maybe = fires.nonzero()[:, 0]
+    maybe = _not_outdone(encoder, residual, pre, fires.nonzero()[:, 0])
     if len(maybe) == len(pre):
         return _among_all(encoder, residual, feature)
     found = torch.zeros_like(pre)
@@ -57,6 +61,18 @@ def activation(encoder: Encoder, residual: Tensor, feature: Tensor, pre: Tensor,
         which = feature if len(feature) == 1 else feature[maybe]
         found[maybe] = _among_all(encoder, residual[maybe], which)
     return found
+
+
+def _not_outdone(encoder: Encoder, residual: Tensor, pre: Tensor, tokens: Tensor) -> Tensor:
+    """Those of the tokens (n,) where the first features do not yet show k that are larger than `pre`."""
+    assert encoder.k is not None
+    few = encoder.d_sae // LOOK
+    if few <= 2 * encoder.k or not len(tokens):
+        return tokens
+    product = encoder.product
+    others = torch.addmm(product.bias[:few], residual[tokens], product.weight_t[:, :few])
+    larger = others > pre[tokens, None] * (1 + MARGIN)
+    return tokens[larger.sum(1) < encoder.k]
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from indexer.subject import Subject
+from indexer.subject import Tap
 from schema.errors import WorkFailed
 from schema.generation import Choice, Op, Sampling
 from schema.wire.steering import Where
@@ -23,12 +23,24 @@ SLACK = 0.05
 """Of the residual's length, by which a step may miss."""
 
 
-def check(
-    subject: Subject,
-    program: Callable[[Choice], Program],
-    steering: Callable[[Sequence[Row]], AbstractContextManager[object]],
-) -> dict[int, float]:
-    """Steers one row after each block, all in one pass beside an unsteered row.
+See = Callable[[Sequence[Row]], Mapping[int, Tensor]]
+"""Runs rows of `N_TOKENS` tokens steered: layer -> the stream (n_rows, n_tokens, d_model) after it, float32, as its readers see it."""
+
+
+class Model(Protocol):
+    """What is to be known of it. `indexer.subject.Subject` is one."""
+
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+    def read(self, ids: Tensor, taps: Mapping[int, Tap]) -> None: ...
+
+
+def check(model: Model, program: Callable[[Choice], Program], see: See) -> dict[int, float]:
+    """Steers one row after each block, all together beside an unsteered row.
 
     Returns:
         Layer -> median length of the unsteered residual, position 0 left out.
@@ -36,9 +48,9 @@ def check(
     Raises:
         WorkFailed: a step did not arrive, or what follows did not notice it.
     """
-    n_layers = len(subject.blocks)
-    ids = tuple(int(id_) for id_ in np.linspace(subject.vocabulary // 8, subject.vocabulary * 7 // 8, N_TOKENS))
-    direction = np.random.default_rng(0).standard_normal(subject.d_model).astype(np.float32)
+    n_layers = len(model.blocks)
+    ids = tuple(int(id_) for id_ in np.linspace(model.vocabulary // 8, model.vocabulary * 7 // 8, N_TOKENS))
+    direction = np.random.default_rng(0).standard_normal(model.d_model).astype(np.float32)
     direction /= np.linalg.norm(direction)
     where = Where(skip_special=False)
     rows = [
@@ -54,25 +66,20 @@ def check(
         )
         for layer in range(n_layers)
     ]
-    seen = _seen(subject, [*rows, Row(None, ids, 0, N_TOKENS)], steering)
+    seen = see([*rows, Row(None, ids, 0, N_TOKENS)])
     for layer in range(n_layers):
-        _check_layer(layer, seen, torch.from_numpy(direction).to(subject.device))
+        _check_layer(layer, seen, torch.from_numpy(direction).to(seen[layer].device))
     return {layer: float(stream[-1, 1:].norm(dim=1).median()) for layer, stream in seen.items()}
 
 
-def _seen(
-    subject: Subject, rows: Sequence[Row], steering: Callable[[Sequence[Row]], AbstractContextManager[object]]
-) -> Mapping[int, Tensor]:
-    """Layer -> the stream (n_rows, n_tokens, d_model) after it, float32, as whoever reads it sees it."""
+def streams(model: Model, rows: Sequence[Row]) -> dict[int, Tensor]:
+    """What `See` gives, of one pass over the rows' tokens."""
     seen: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Callable[[Tensor], None]:
+    def keep(layer: int) -> Tap:
         return lambda stream: seen.__setitem__(layer, stream.float())
 
-    with steering(rows):
-        subject.read(
-            torch.tensor([row.ids for row in rows]), {layer: keep(layer) for layer in range(len(subject.blocks))}
-        )
+    model.read(torch.tensor([row.ids for row in rows]), {layer: keep(layer) for layer in range(len(model.blocks))})
     return seen
 
 

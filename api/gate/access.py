@@ -21,6 +21,8 @@ class Access:
     """Every route but the open ones asks for a key."""
     rate: Rate | None = None
     """Of each key, or of each address where there is none."""
+    tokens_per_minute: int | None = None
+    """That each of these may have read and generated for it, as an answer's `usage` counts them."""
     hosts: frozenset[str] | None = None
     """The names that a request's Host header may bear; None for all. A page of another site that makes its own name lead to
     this machine (DNS rebinding) bears that name."""

@@ -16,11 +16,13 @@ from api.services.access.keyring import Holder, Keyring
 from api.services.access.rates import Buckets, Rate, Share
 from schema.errors import ScopebaseError, Unauthorized
 
+Shares = dict[str, tuple[Rate, Share]]
+"""What of each limit is left to who asks: `asker` for requests, `tokens` for those of texts."""
 MISSING = "a key is needed: send 'Authorization: Bearer <key>' or 'x-api-key: <key>'"
 
 
 class KeyGate:
-    """Fills `request.state.actor` and `.scopes`, or answers 401 or 429."""
+    """Fills `request.state.actor`, `.scopes` and `.asker`, or answers 401 or 429. What routes put into `.shares` is told too."""
 
     def __init__(self, app: ASGIApp, access: Access, keyring: Keyring) -> None:
         self.app, self.access, self.keyring = app, access, keyring
@@ -31,16 +33,19 @@ class KeyGate:
             await self.app(scope, receive, send)
             return
         holder, refusal = await self._holder(headers_of(scope)) if self.access.auth else (None, None)
+        asker = f"key {holder.name}" if holder else f"address {address_of(scope)}"
+        shares: Shares = {}
+        scope.setdefault("state", {}).update(asker=asker, shares=shares)
+        send = _telling(send, shares)
         if self.buckets is not None:
-            asker = f"key {holder.name}" if holder else f"address {address_of(scope)}"
             share = self.buckets.take(asker)
-            send = _telling(send, self.buckets.rate, share)
+            shares["asker"] = self.buckets.rate, share
             refusal = refusal if share.allowed else _too_many(asker, self.buckets.rate, share)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
         if holder is not None:
-            scope.setdefault("state", {}).update(actor=holder.name, scopes=holder.scopes)
+            scope["state"].update(actor=holder.name, scopes=holder.scopes)
         await self.app(scope, receive, send)
 
     async def _holder(self, headers: Headers) -> tuple[Holder | None, JSONResponse | None]:
@@ -65,14 +70,15 @@ def secret_of(headers: Headers) -> str | None:
     return headers.get("x-api-key") or None
 
 
-def _telling(send: Send, rate: Rate, share: Share) -> Send:
+def _telling(send: Send, shares: Shares) -> Send:
     """Every answer says what is left, as draft-ietf-httpapi-ratelimit-headers has it."""
 
     async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "http.response.start" and shares:
             headers = MutableHeaders(scope=message)
-            headers["ratelimit-policy"] = f'"asker";q={rate.quota};w={rate.seconds}'
-            headers["ratelimit"] = f'"asker";r={share.remaining};t={math.ceil(share.wait)}'
+            policy = (f'"{name}";q={rate.quota};w={rate.seconds}' for name, (rate, _) in shares.items())
+            left = (f'"{name}";r={share.remaining};t={math.ceil(share.wait)}' for name, (_, share) in shares.items())
+            headers["ratelimit-policy"], headers["ratelimit"] = ", ".join(policy), ", ".join(left)
         await send(message)
 
     return sending

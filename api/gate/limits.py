@@ -79,7 +79,11 @@ class Limits:
             nonlocal begun
             begun = True
 
-        scope.setdefault("state", {}).update(handed_over=handed_over, under_way=under_way)
+        def aside() -> None:
+            """The route's word that its answer takes long and costs next to nothing; the route bounds how many there are."""
+            self._at_work.discard(task)
+
+        scope.setdefault("state", {}).update(handed_over=handed_over, under_way=under_way, aside=aside)
         task = asyncio.ensure_future(work())
         self._at_work.add(task)
         task.add_done_callback(self._at_work.discard)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -18,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from schema.errors import ScopebaseError
 from schema.home import Home
 from schema.lab import Label
-from schema.tables import Dataset, Run, Sae, Shard
+from schema.tables import Dataset, Job, Run, Sae, Shard
+from schema.words import JobState
 
 BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 120)
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
@@ -61,6 +63,7 @@ class Holdings:
             with self._home.database.reading() as session:
                 counts = list(session.scalars(select(Run.counts).where(Run.finished.is_not(None))))
                 shards = dict(session.execute(select(Shard.state, func.count()).group_by(Shard.state)).all())
+                jobs = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
                 numbers = {
                     "saes": (session.scalar(select(func.count(Sae.id))), "SAEs"),
                     "datasets": (session.scalar(select(func.count(Dataset.id))), "Versions of datasets"),
@@ -79,10 +82,14 @@ class Holdings:
         yield GaugeMetricFamily("scopebase_database_up", "Whether the database answers", value=1)
         for name, (value, what) in numbers.items():
             yield GaugeMetricFamily(f"scopebase_{name}", what, value=value or 0)
-        states = GaugeMetricFamily("scopebase_shards", "Pieces of indexing work by state", labels=["state"])
-        for state in ("open", "leased", "staged", "committed"):
-            states.add_metric([state], shards.get(state, 0))
-        yield states
+        for name, what, known, found in (
+            ("shards", "Pieces of indexing work by state", ("open", "leased", "staged", "committed"), shards),
+            ("jobs", "Jobs by state", get_args(JobState), jobs),
+        ):
+            states = GaugeMetricFamily(f"scopebase_{name}", what, labels=["state"])
+            for state in known:
+                states.add_metric([state], found.get(state, 0))
+            yield states
 
 
 class Counted:

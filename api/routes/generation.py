@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import Books, Generating
+from api.deps import Books, Generating, Spend
 from api.services.generation.arriving import Arriving, collect, stream
 from api.services.generation.assembly import Assembly
 from api.services.generation.forms import ChatForm, CompletionForm
@@ -37,13 +37,15 @@ def _streamed(shape: type[Any]) -> dict[int | str, dict[str, Any]]:
     response_model_exclude_unset=True,
     responses=_streamed(CompletionChunk),
 )
-async def post_completions(http: Request, library: Books, generator: Generating, body: CompletionBody) -> Any:
+async def post_completions(
+    http: Request, library: Books, generator: Generating, spend: Spend, body: CompletionBody
+) -> Any:
     """Prompts, and what the model makes of them; with `steering` its residual stream is changed, and the answer says how.
 
     OpenAI's legacy completions, of which `suffix`, `best_of` and `echo` with `logprobs` are refused.
     """
     prepared = await run_in_threadpool(prepare_completion, library, generator, body)
-    return await _answer(http, generator, prepared, CompletionForm(), body)
+    return await _answer(http, generator, prepared, CompletionForm(), body, spend)
 
 
 @router.post(
@@ -53,36 +55,47 @@ async def post_completions(http: Request, library: Books, generator: Generating,
     response_model_exclude_unset=True,
     responses=_streamed(ChatChunk),
 )
-async def post_chat_completions(http: Request, library: Books, generator: Generating, body: ChatBody) -> Any:
+async def post_chat_completions(
+    http: Request, library: Books, generator: Generating, spend: Spend, body: ChatBody
+) -> Any:
     """Messages in the model's own chat template, and its answer; with `steering` as for completions.
 
     OpenAI's chat completions of texts; tools, pictures, sound and formats are refused.
     """
     prepared = await run_in_threadpool(prepare_chat, library, generator, body)
-    return await _answer(http, generator, prepared, ChatForm(), body)
+    return await _answer(http, generator, prepared, ChatForm(), body, spend)
 
 
-async def _answer(http: Request, generator: Generator, prepared: Prepared, form: Any, body: GenerationBody) -> Any:
+async def _answer(
+    http: Request, generator: Generator, prepared: Prepared, form: Any, body: GenerationBody, spend: Spend
+) -> Any:
     """The whole answer, or a stream that begins once its first token is there: until then a failure has a status of its own."""
+    settle = spend(prepared.most_tokens)
     arriving = Arriving()
+    tells_usage = bool(body.stream_options and body.stream_options.include_usage)
+    assembly: Assembly[Any, Any] = Assembly(prepared, form, keeps=not body.stream, tells_usage=tells_usage)
+    taken = handed_on = False
+
+    def close() -> None:
+        arriving.close()
+        settle(assembly.n_tokens if taken else 0)
 
     async def begin() -> None:
+        nonlocal taken
         await arriving.submit(generator, prepared.choices)
+        taken = True
         http.state.handed_over()
         await arriving.begun()
         http.state.under_way()
 
-    tells_usage = bool(body.stream_options and body.stream_options.include_usage)
-    assembly: Assembly[Any, Any] = Assembly(prepared, form, keeps=not body.stream, tells_usage=tells_usage)
-    handed_on = False
     try:
         await unless_left(http, begin())
         if body.stream:
             handed_on = True
-            return EventStream(stream(arriving, assembly), arriving.close)
+            return EventStream(stream(arriving, assembly), close)
         return await unless_left(http, collect(arriving, assembly))
     except ClientLeft:
         return Response(status_code=LEFT)
     finally:
         if not handed_on:
-            arriving.close()
+            close()

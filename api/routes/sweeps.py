@@ -76,6 +76,12 @@ def post_sweep_stop(http: Request, name: Name, actor: Actor) -> SweepAnswer:
     return _runner(http).stop(name, actor)
 
 
+@router.delete("/sweeps/{name}", summary="Delete a sweep", dependencies=[needs("write")])
+def delete_sweep(library: Books, http: Request, name: Name, actor: Actor) -> SweepItem:
+    """Removes it with its points and texts, and answers with what it was. One that is at work must be stopped first."""
+    return _runner(http).delete(name, actor)
+
+
 @router.get(
     "/sweeps/{name}/plot.svg",
     summary="Draw a sweep",

@@ -73,6 +73,7 @@ class Problem(Wire):
     status: int
     detail: str
     errors: list[dict[str, str]] | None = None
+    code: str | None = Field(default=None, description="A word for programs, such as `context_length_exceeded`")
     error: OpenAiError | None = Field(
         default=None, description="The same, on the routes that answer in OpenAI's shapes"
     )

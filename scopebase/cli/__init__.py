@@ -26,6 +26,7 @@ from scopebase.cli import (
     generate,
     import_,
     index,
+    jobs,
     key,
     label_makers,
     label_packs,
@@ -40,6 +41,7 @@ from scopebase.cli import (
     sweeps,
     vector,
     verify,
+    work,
 )
 from scopebase.cli.console import ERRORS
 from scopebase.cli.options import GLOBALS
@@ -82,6 +84,7 @@ def callback(
 
 
 app.command("index")(index.index)
+app.command("work")(work.work)
 app.command("overlap")(answers.overlap)
 app.command("diff")(answers.diff)
 app.command("redundancy")(answers.redundancy)
@@ -111,6 +114,7 @@ app.add_typer(rules.app, name="rule")
 sweeps.app.command("recipe")(recipe.recipe)
 app.add_typer(sweeps.app, name="sweep")
 app.add_typer(vector.app, name="vector")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(key.app, name="key")
 app.add_typer(database.app, name="db")
 app.add_typer(delete.app, name="delete")

@@ -114,6 +114,9 @@ class DrawnProgress:
             yield bar
         bar.close()
 
+    def border(self) -> None:
+        """Whoever wants a command to end interrupts it."""
+
 
 class DrawnBar:
     """One bar."""

@@ -12,84 +12,30 @@ from schema.records import RunReport
 from schema.settings import Settings
 from schema.wire.base import Page
 from schema.wire.catalog import EstimateAnswer, RunItem
+from scopebase.cli import index_options as o
 from scopebase.cli.console import ERRORS, OUT, DrawnProgress, duration, number, print_json, size, table
 from scopebase.cli.options import Home, Json, settings, wants_json
 from scopebase.cli.workers import check_engine, helpers
 
 
 def index(
-    model: Annotated[str, typer.Option("--model", help="A model: hub id (owner/name[@revision]) or directory.")],
-    sae: Annotated[
-        str,
-        typer.Option(
-            "--sae", help="Its SAEs: hub id, directory or file of a release, in any of the formats that are read."
-        ),
-    ],
-    dataset: Annotated[
-        list[str],
-        typer.Option(
-            "--dataset",
-            help="NAME=SOURCE; .jsonl, .jsonl.gz, .parquet, .csv, a directory, or hub:<dataset>[:<config>][:<split>]. Repeat for more.",
-        ),
-    ],
-    set_name: Annotated[
-        str | None,
-        typer.Option(
-            "--set", help="Name of the set in SAE ids; made from the release's name unless given.", show_default=False
-        ),
-    ] = None,
-    layers: Annotated[str, typer.Option("--layers", help="all, or numbers and ranges: 0,3-5.")] = "all",
-    text_field: Annotated[str, typer.Option("--text-field", help="The row's field that holds the text.")] = "text",
-    template: Annotated[
-        str | None,
-        typer.Option(
-            "--template", help="Makes the text of several fields: '{question}\\n{answer}'.", show_default=False
-        ),
-    ] = None,
-    id_field: Annotated[
-        str | None,
-        typer.Option(
-            "--id-field",
-            help="The field that names a row; 'id' where rows have one, '' numbers them.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            "--limit", help="Only the first N rows; counts as a dataset version of its own.", show_default=False
-        ),
-    ] = None,
-    bad_rows: Annotated[
-        str, typer.Option("--bad-rows", help="stop at the first row that cannot be used, or skip and report them.")
-    ] = "stop",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer texts are cut here.")] = 512,
-    mask: Annotated[
-        str, typer.Option("--mask", help="Tokens that never fire: none, special, first, or special,first.")
-    ] = "special,first",
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-tokens", help="Padded tokens a batch. [default: 2048 on a CPU, 16384 on a GPU]", show_default=False
-        ),
-    ] = None,
+    model: o.Model,
+    sae: o.Sae,
+    dataset: o.Datasets,
+    set_name: o.SetName = None,
+    layers: o.Layers = "all",
+    text_field: o.TextField = "text",
+    template: o.Template = None,
+    id_field: o.IdField = None,
+    limit: o.Limit = None,
+    bad_rows: o.BadRows = "stop",
+    max_tokens: o.MaxTokens = 512,
+    mask: o.Mask = "special,first",
+    batch_tokens: o.BatchTokens = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="The model's arithmetic: auto, float32, bfloat16, float16.")
-    ] = "auto",
-    logits: Annotated[
-        str,
-        typer.Option(
-            "--logits",
-            help="Store which tokens each feature raises and lowers: auto (not where a CPU takes long), yes, no.",
-        ),
-    ] = "auto",
-    model_name: Annotated[
-        str | None,
-        typer.Option(
-            "--model-name", help="The model's name in ids; made from --model unless given.", show_default=False
-        ),
-    ] = None,
+    dtype: o.Dtype = "auto",
+    logits: o.Logits = "auto",
+    model_name: o.ModelName = None,
     engine: Annotated[str, typer.Option("--engine", help="What runs the workers: local.")] = "local",
     workers: Annotated[
         int, typer.Option("--workers", help="Processes that share the work; each holds the model and its SAEs.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -14,8 +14,8 @@ from scopebase.cli.console import DrawnProgress
 if TYPE_CHECKING:
     from api.services.library import Library
     from indexer.live import Live
+    from schema.generation import Generator
     from schema.home import Home
-    from steering.generator import TorchGenerator
 
 SaeDirOption = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -43,6 +43,10 @@ ChatTemplateOption = Annotated[
         "--chat-template", help="A file with a chat template in Jinja, in place of the model's own.", show_default=False
     ),
 ]
+ENGINES = ("torch", "vllm")
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="What generates: torch, or vllm on a GPU (an extra, see the how-to).")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 
 
@@ -69,22 +73,26 @@ def load_generator(
     sae_dir: Sequence[str] | None,
     device: str,
     *,
+    engine: str = "torch",
     max_rows: int | None = None,
     max_queue: int = 64,
     chat_template: Path | None = None,
-) -> TorchGenerator:
+) -> Generator:
     """The whole model, loaded, to read texts and to generate.
 
     Raises:
-        InputError: the template cannot be read, torch or transformers is missing, or see `steering.generator.open_generator`.
+        InputError: the template cannot be read, torch, transformers or vLLM is missing, or see `steering.generator.open_generator`.
     """
+    check_engine(engine)
     try:
         from steering.generator import open_generator
+        from steering.vllm.generator import open_vllm_generator
     except ImportError as error:
         raise InputError(
             f"generating needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
         ) from None
-    return open_generator(
+    opens: Callable[..., Generator] = open_generator if engine == "torch" else open_vllm_generator
+    return opens(
         home,
         model,
         sae_places=sae_dir or (),
@@ -94,6 +102,15 @@ def load_generator(
         chat_template=_read_template(chat_template),
         progress=DrawnProgress(),
     )
+
+
+def check_engine(name: str) -> None:
+    """
+    Raises:
+        InputError: there is no such engine.
+    """
+    if name not in ENGINES:
+        raise InputError(f"--engine {name!r}: {' or '.join(ENGINES)}")
 
 
 def _read_template(path: Path | None) -> str | None:

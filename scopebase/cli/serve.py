@@ -14,7 +14,14 @@ import typer
 
 from schema.errors import InputError
 from scopebase.cli.console import ERRORS
-from scopebase.cli.live import ChatTemplateOption, DeviceOption, SaeDirOption, load_generator
+from scopebase.cli.live import (
+    ChatTemplateOption,
+    DeviceOption,
+    EngineOption,
+    SaeDirOption,
+    check_engine,
+    load_generator,
+)
 from scopebase.cli.options import Home, MeaningOption, settings
 
 if TYPE_CHECKING:
@@ -53,7 +60,7 @@ def serve(
     sae_dir: SaeDirOption = None,
     device: DeviceOption = "auto",
     chat_template: ChatTemplateOption = None,
-    engine: Annotated[str, typer.Option("--engine", help="What generates: torch.")] = "torch",
+    engine: EngineOption = "torch",
     max_rows: Annotated[
         int | None,
         typer.Option(
@@ -67,6 +74,16 @@ def serve(
     max_queue: Annotated[
         int, typer.Option("--max-queue", min=1, max=100_000, help="Requests that may wait for the model.")
     ] = 64,
+    max_generating: Annotated[
+        int | None,
+        typer.Option(
+            "--max-generating",
+            min=1,
+            max=100_000,
+            help="Requests for texts that are waiting, at work or being read.  [default: 256, or what fits rows and queue]",
+            show_default=False,
+        ),
+    ] = None,
     meaning: MeaningOption = None,
     explainer: Annotated[
         str | None,
@@ -95,6 +112,16 @@ def serve(
         typer.Option(
             "--rate-limit",
             help="Requests of a key or address: 50/s, 600/m, none.  [default: 100/s beyond this machine, none on it]",
+            show_default=False,
+        ),
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens-per-minute",
+            min=1,
+            max=10**9,
+            help="Tokens read and generated for a key or address.  [default: as many as it likes]",
             show_default=False,
         ),
     ] = None,
@@ -131,7 +158,7 @@ def serve(
         raise InputError("--auth and --no-auth exclude each other; leave one out")
     if model is not None and workers > 1:
         raise InputError("with --model every process would load the model; leave out --workers")
-    _check_engine(engine)
+    check_engine(engine)
     explains = explainer_of(explainer, explainer_model, explainer_key_env)
     local = is_loopback(host)
     names = {name.lower() for name in (*(allow_host or ()), *LOCAL_NAMES, host)} if local or allow_host else set()
@@ -144,6 +171,8 @@ def serve(
         upload_bytes=_size("--max-upload", max_upload),
         seconds=time_limit,
         concurrent=math.ceil(max_concurrent / workers),
+        tokens_per_minute=tokens_per_minute,
+        generating=max_generating or max(Access.generating, max_queue + (max_rows or 0)),
         log=log_requests,
     )
     where = settings(home)
@@ -159,7 +188,14 @@ def serve(
         live = None
         if model is not None:
             live = load_generator(
-                found, model, sae_dir, device, max_rows=max_rows, max_queue=max_queue, chat_template=chat_template
+                found,
+                model,
+                sae_dir,
+                device,
+                engine=engine,
+                max_rows=max_rows,
+                max_queue=max_queue,
+                chat_template=chat_template,
             )
         app = prepare(found, access, meaning, live, explains)
         ERRORS.print(listening, markup=False, soft_wrap=True)
@@ -188,13 +224,6 @@ def run_server(config: uvicorn.Config, generator: Generator | None) -> None:
     finally:
         if generator is not None:
             generator.close(0)
-
-
-def _check_engine(name: str) -> None:
-    if name == "vllm":
-        raise InputError("--engine vllm is not there yet; --engine torch runs on CPUs and GPUs")
-    if name != "torch":
-        raise InputError(f"--engine {name!r}: torch")
 
 
 def is_loopback(host: str) -> bool:

@@ -222,6 +222,19 @@ def texts(
         show_texts(page.data)
 
 
+@app.command("delete")
+def delete(name: o.SweepName, author: Author = None, home: Home = None, json: Json = False) -> None:
+    """Remove a sweep with its points and texts."""
+    from api.services.sweeps.book import delete_sweep
+
+    with library(home) as books:
+        item = delete_sweep(books, name, author_name(author))
+    if wants_json(json):
+        print_json(item)
+    else:
+        ERRORS.print(f"deleted sweep {item.name}: {item.n_done} of {item.n_points} points", markup=False)
+
+
 @app.command("plot")
 def plot(
     name: o.SweepName,

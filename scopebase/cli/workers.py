@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from schema.errors import InputError
@@ -28,8 +28,11 @@ def check_engine(engine: str, workers: int) -> None:
 
 
 @contextmanager
-def helpers(n: int) -> Iterator[None]:
+def helpers(n: int, words: Sequence[str] | None = None) -> Iterator[None]:
     """n further processes of the command that runs, each with its share of the cores, until it is done.
+
+    Args:
+        words: of the command, where it is not the one that was typed.
 
     Where one fails, the others do its work, and its last words are told.
     """
@@ -38,14 +41,14 @@ def helpers(n: int) -> Iterator[None]:
         import torch
 
         torch.set_num_threads(int(threads))
-    command = [sys.executable, "-m", "scopebase", *sys.argv[1:], "--workers", "1"]
+    command = [sys.executable, "-m", "scopebase", *(sys.argv[1:] if words is None else words), "--workers", "1"]
     environ = {**os.environ, "OMP_NUM_THREADS": threads}
     with ExitStack() as stack:
-        words = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(n)]
-        started = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environ) for file in words]
+        files = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(n)]
+        started = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environ) for file in files]
         stack.callback(_end, started)
         yield
-        for process, file in zip(started, words, strict=True):
+        for process, file in zip(started, files, strict=True):
             if process.wait():
                 file.seek(0)
                 last = file.read().strip().splitlines()[-1:] or ["no word of it"]

@@ -11,6 +11,7 @@ from scopebase.client.catalog import Catalog
 from scopebase.client.evaluation import Evaluations, Rules
 from scopebase.client.features import Features
 from scopebase.client.generation import Generation
+from scopebase.client.jobs import Jobs
 from scopebase.client.labels import Labels
 from scopebase.client.questions import Questions
 from scopebase.client.sweeps import Sweeps
@@ -49,6 +50,7 @@ class Client(Catalog, Questions, Features, Rules, Evaluations, Labels, Vectors, 
             transport=transport,
         )
         self._transport = Transport(self._http, retries)
+        self.jobs = Jobs(self._transport)
 
     def __enter__(self) -> Client:
         return self

@@ -46,3 +46,7 @@ class Sweeps(Asking):
     def stop_sweep(self, name: str) -> SweepAnswer:
         """Points that are done stay done."""
         return self._post("/sweeps/{name}/stop", SweepAnswer, {}, name=name)
+
+    def delete_sweep(self, name: str) -> SweepItem:
+        """Removes a sweep with its points and texts."""
+        return self._delete("/sweeps/{name}", SweepItem, {}, name=name)

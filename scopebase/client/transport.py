@@ -53,13 +53,7 @@ class Transport:
     def ask(self, method: str, path: str, shape: type[Answer], **request: Any) -> Answer:
         """A JSON answer as its type. What a newer service says besides is left out."""
         response = self.send(method, path, **request)
-        try:
-            return shape.model_validate_json(response.content, extra="ignore")
-        except ValidationError as error:
-            raise WorkFailed(
-                f"{response.url} answered what this client does not understand ({error.error_count()} faults); "
-                "upgrade it with: pip install -U scopebase"
-            ) from error
+        return _understood(shape, response.content, response.url)
 
     def send(
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, again: bool = True, **request: Any
@@ -106,6 +100,21 @@ class Transport:
             if attempt == self.retries or wait is None or wait > LONGEST_WAIT:
                 raise refusal(response)
             time.sleep(wait)
+
+    def events(self, path: str, shape: type[Answer], after: int) -> Iterator[Answer]:
+        """Server-sent events after that one, until the service ends them.
+
+        Raises:
+            ScopebaseError: as `send`; also where the line is cut.
+        """
+        headers = {"accept": "text/event-stream", "last-event-id": str(after)}
+        with self._in_words(), self.http.stream("GET", path, headers=headers) as response:
+            if not response.is_success:
+                response.read()
+                raise refusal(response)
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield _understood(shape, line.removeprefix("data: "), response.url)
 
     def save(
         self, method: str, path: str, to: Path, *, params: Mapping[str, Any] | None = None, **request: Any
@@ -164,6 +173,16 @@ class Transport:
             ) from error
         except httpx.HTTPError as error:
             raise WorkFailed(f"the answer of {where} broke off: {error}") from error
+
+
+def _understood(shape: type[Answer], text: str | bytes, url: httpx.URL) -> Answer:
+    try:
+        return shape.model_validate_json(text, extra="ignore")
+    except ValidationError as error:
+        raise WorkFailed(
+            f"{url} answered what this client does not understand ({error.error_count()} faults); "
+            "upgrade it with: pip install -U scopebase"
+        ) from error
 
 
 def refusal(response: httpx.Response) -> ScopebaseError:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -140,7 +141,10 @@ def _gain(generators: dict[str, Unlisted], rounds: int) -> Table:
 
 
 def _first_token(generators: dict[str, Unlisted], rounds: int) -> Table:
-    """Milliseconds to the first token of a request alone, and of one that comes while 15 others are at work."""
+    """Milliseconds to the first token of a request alone, and of one that comes at a random time while 15 others are at work.
+
+    The others are of different lengths, so that they come and go one by one; the last column is of 16 that come at the same instant.
+    """
     table = Table("Time to the first token", ["model", "alone ms", "16 at work ms", "ratio", "16 at once, median ms"])
     for name, generator in generators.items():
         alone, loaded, burst = [], [], []
@@ -149,7 +153,9 @@ def _first_token(generators: dict[str, Unlisted], rounds: int) -> Table:
             alone.append(_wait_for_one(generator, choice))
         stop = threading.Event()
         others = _endless(generator, 15, stop)
+        rng = random.Random(7)
         for number in range(10 * rounds):
+            time.sleep(rng.random() * 0.1)
             choice = _choices(generator, 1, _sae(generator), "add", seed=number)[0]
             loaded.append(_wait_for_one(generator, choice))
         stop.set()
@@ -198,14 +204,14 @@ def _burst(generator: Unlisted, choices: Sequence[Choice]) -> list[float]:
 
 
 def _endless(generator: Unlisted, n: int, stop: threading.Event) -> list[threading.Thread]:
-    """Callers that ask again and again."""
-
+    """Callers that ask again and again, for texts of all lengths."""
     kinds = [_choices(generator, n, _sae(generator) if mode else None, mode) for mode in ("", "add", "set")]
 
     def go(number: int) -> None:
+        rng = random.Random(number)
         while not stop.is_set():
-            for choices in kinds:
-                _wait_for_one(generator, choices[number])
+            choice = rng.choice(kinds)[number]
+            _wait_for_one(generator, replace(choice, sampling=greedy(rng.randint(TOKENS // 2, 3 * TOKENS // 2))))
 
     threads = [threading.Thread(target=go, args=(number,)) for number in range(n)]
     for thread in threads:
@@ -263,6 +269,6 @@ def _mixed(generator: Unlisted, number: int, stop: threading.Event, counts: dict
             ticket.cancel()
             counts["cancelled"] += 1
         else:
-            heard.wait()
+            heard.wait(600)
             assert heard.failure is None, heard.failure
             counts["tokens"] += heard.end().n_generated

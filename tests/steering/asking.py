@@ -44,8 +44,8 @@ class Heard:
                 self.ended.set()
             self.changed.notify_all()
 
-    def wait(self) -> Heard:
-        assert self.ended.wait(30), f"no end after {len(self.events)} events"
+    def wait(self, seconds: float = 30) -> Heard:
+        assert self.ended.wait(seconds), f"no end after {len(self.events)} events"
         return self
 
     def wait_for_pieces(self, n: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from schema.generation import Choice, Condition, Sampling
 from schema.wire.expressions import FeatureAbove
 from schema.wire.steering import SteeringApplied, Where
+from steering.batch import Prompts
 from steering.engine import Limits
 from steering.generator import TorchGenerator
 from tests.indexer.test_subject import FAMILIES, saved
@@ -132,3 +133,28 @@ def test_steered_text_is_that_of_the_request_alone(generator: TorchGenerator) ->
         assert (applied.kl_mean is None) == (choice.kl != "every")
         assert numbers(again) == pytest.approx(numbers(applied), rel=1e-3, abs=1e-4)
     assert sum(one.ids() != unsteered.ids() for one, unsteered in zip(alone, plain, strict=True)) >= 4
+
+
+def test_the_prompt_of_several_choices_is_read_once(generator: TorchGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steered under a condition, with a shadow each, short and in chunks: two choices are as each alone, from one row of the prompt."""
+    high = SAES[1]
+    rule = Condition("fires", FeatureAbove(feature="tiny/1-random/9", above=0.5), "after")
+    vector = replace(steer(high, 11, "add", 3.0, "unit"), sae=None, feature=None)
+    ops = (vector, steer(high, 3, "set", 2.0, place=1))
+    read: list[int] = []
+    advance = Prompts.advance
+    monkeypatch.setattr(Prompts, "advance", lambda prompts: read.append(len(prompts._ids)) or advance(prompts))
+    for length in (9, 37):
+        ids = prompts(1, seed=length, lengths=(length,))[0]
+        choices = [Choice(ids, Sampling(max_tokens=9, seed=s, ignore_end=True), ops, rule, "first") for s in (1, 2)]
+        alone = [ask(generator, choice).wait() for choice in choices]
+        read.clear()
+        heard = ask(generator, *choices).wait()
+        assert heard.failure is None
+        assert set(read) == {2}  # one steered, one not
+        for place, one in enumerate(alone):
+            assert heard.ids(place) == one.ids()
+            ours, theirs = heard.end(place).applied, one.end().applied
+            assert ours is not None
+            assert theirs is not None
+            assert numbers(ours) == pytest.approx(numbers(theirs), rel=1e-3, abs=1e-4)

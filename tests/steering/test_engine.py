@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from schema.errors import InputError, TooMany, WorkFailed
-from schema.generation import Choice, Event, Sampling
+from schema.generation import Choice, Condition, Event, Sampling
+from schema.wire.expressions import FeatureAbove
 from schema.wire.steering import SteeringApplied, Where
 from steering.engine import Limits
 from tests.steering.asking import Heard, Unlisted, ask, greedy, load, name_of, prompts, random_sae, steer
@@ -206,6 +207,18 @@ def test_a_slow_receiver_stalls_nobody_because_events_are_handed_over(generator:
     while len(kept) < 200 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(kept) >= 200
+
+
+def test_the_batch_does_not_wait_for_an_sae_that_only_a_condition_names(
+    own: Unlisted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    load = own.encoder
+    monkeypatch.setattr(own, "encoder", lambda name: asked.append((name, threading.get_ident())) or load(name))
+    vector = replace(steer(SAE, 3, "add", 1.0), sae=None, feature=None)
+    when = Condition("fires", FeatureAbove(feature=f"{name_of(SAE)}/9", above=0.5), "after")
+    ask(own, replace(SHORT, ops=(vector,), when=when)).wait()
+    assert (name_of(SAE), threading.get_ident()) in asked
 
 
 def test_several_choices_are_one_request(generator: Unlisted) -> None:

@@ -14,6 +14,7 @@ from schema.generation import Choice, Op, Sampling
 from schema.wire.steering import Where
 from steering.hooks import Row, Steerer
 from tests.indexer.test_subject import FAMILIES
+from tests.steering.asking import random_sae
 from tests.steering.bench import (
     D_MODEL,
     EVERYWHERE,
@@ -289,6 +290,29 @@ def test_encoders_are_those_of_the_index() -> None:
             alone = activation(encoder, residual, torch.tensor([feature]), pre, torch.tensor([reads.threshold]))
             torch.testing.assert_close(alone, dense[:, feature])
             assert ((alone > 0) == (dense[:, feature] > 0)).all()
+
+
+def test_a_wide_sae_needs_no_more_than_a_look_at_most_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    from steering import reading
+
+    encoder = make_encoder(random_sae(0, D_MODEL, d_sae=1024, k=16), torch.device("cpu"))
+    residual = torch.randn(400, D_MODEL, generator=torch.Generator().manual_seed(6))
+    dense = torch.zeros(400, 1024)
+    firing = encoder.encode(residual)
+    dense[firing.token, firing.feature] = firing.value
+    asked: list[int] = []
+    whole = reading._among_all
+    monkeypatch.setattr(reading, "_among_all", lambda e, h, feature: asked.append(len(h)) or whole(e, h, feature))
+    features = [int(dense.count_nonzero(0).argmax()), 5, 1000]
+    for feature in features:
+        reads = reading.row(encoder, feature)
+        pre = residual @ reads.weight + reads.bias
+        threshold = torch.tensor([reads.threshold])
+        alone = reading.activation(encoder, residual, torch.tensor([feature]), pre, threshold)
+        torch.testing.assert_close(alone, dense[:, feature])
+        assert ((alone > 0) == (dense[:, feature] > 0)).all()
+    assert dense[:, features].any()
+    assert sum(asked) < 400  # of 1,200
 
 
 def test_ties_go_to_the_lower_feature() -> None:

@@ -47,6 +47,11 @@ class Assembly(Generic[Whole, Chunk]):
     def done(self) -> bool:
         return not self._left
 
+    @property
+    def n_tokens(self) -> int:
+        """Read and generated so far."""
+        return self._prepared.prompt_tokens + sum(told.n_generated for told in self._told)
+
     def open(self) -> list[Chunk]:
         """What a stream begins with."""
         openings = ((told, self._form.opening(told)) for told in self._told)
@@ -73,6 +78,7 @@ class Assembly(Generic[Whole, Chunk]):
         return self._prepared.echo[place % self._prepared.n] if self._prepared.echo else ""
 
     def _piece(self, told: Told, piece: Piece) -> list[Chunk]:
+        told.n_generated += len(piece.ids)
         if self._keeps:
             told.texts.append(piece.text)
             told.tokens.extend(piece.logprobs)
@@ -112,9 +118,5 @@ class Assembly(Generic[Whole, Chunk]):
         return {**seed, "steering_applied": merge(self._applied)}
 
     def _usage(self) -> Usage:
-        generated = sum(told.n_generated for told in self._told)
-        return Usage(
-            prompt_tokens=self._prepared.prompt_tokens,
-            completion_tokens=generated,
-            total_tokens=self._prepared.prompt_tokens + generated,
-        )
+        read, total = self._prepared.prompt_tokens, self.n_tokens
+        return Usage(prompt_tokens=read, completion_tokens=total - read, total_tokens=total)

@@ -11,7 +11,7 @@ from api.services.generation.conversation import read_conversation
 from api.services.library import Library
 from api.services.steering.resolve import resolve
 from api.services.version import running_version
-from schema.errors import InputError, NotFound, WorkFailed
+from schema.errors import BeyondContext, InputError, NotLoaded, WorkFailed
 from schema.generation import Choice, Generator, Sampling
 from schema.names import model_slug
 from schema.wire.chat import DEFAULT_TOKENS as CHAT_TOKENS
@@ -21,6 +21,8 @@ from schema.wire.sampling import MOST_CHOICES, GenerationBody
 
 SEED_BITS = 53
 """What a number in JavaScript holds exactly."""
+_LENGTH = "This model's maximum context length is"
+"""OpenAI's own words: some of its clients know the case by them, and shorten what they send."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Prepared:
     def n(self) -> int:
         """Choices asked for."""
         return len(self.seeds)
+
+    @property
+    def most_tokens(self) -> int:
+        """What `usage` may come to."""
+        return self.prompt_tokens + sum(choice.sampling.max_tokens for choice in self.choices)
 
 
 def prepare_completion(library: Library, generator: Generator, body: CompletionBody) -> Prepared:
@@ -125,7 +132,7 @@ def _check_model(generator: Generator, body: GenerationBody) -> None:
     if fault is not None:
         raise WorkFailed(fault)
     if body.model is not None and generator.name not in (body.model, model_slug(body.model)):
-        raise NotFound(
+        raise NotLoaded(
             f"model {body.model!r} is not loaded here, {generator.name} is; name that one, or leave model out"
         )
 
@@ -148,20 +155,20 @@ def _room(generator: Generator, n_prompt: int, asked: int | None, default: int) 
     """Most tokens of a choice.
 
     Raises:
-        InputError: the model cannot take so many.
+        BeyondContext: the model cannot take so many.
     """
     context = generator.context
     if context is None:
         return asked or default
     left = context - n_prompt
     if left < 1:
-        raise InputError(
-            f"the prompt has {n_prompt:,} tokens, and {generator.name} takes {context:,} with the answer; shorten the prompt"
+        raise BeyondContext(
+            f"{_LENGTH} {context:,} tokens with the answer, and the prompt alone has {n_prompt:,}; shorten the prompt"
         )
     if asked is not None and asked > left:
-        raise InputError(
-            f"the prompt has {n_prompt:,} tokens and max_tokens asks for {asked:,} more, but {generator.name} takes {context:,} "
-            f"together; ask for at most {left:,}"
+        raise BeyondContext(
+            f"{_LENGTH} {context:,} tokens, and the prompt's {n_prompt:,} with max_tokens {asked:,} are {n_prompt + asked:,}; "
+            f"ask for at most {left:,}, or shorten the prompt"
         )
     return min(default, left) if asked is None else asked
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from api.services.cursors import read_cursor, write_cursor
 from api.services.library import Library
+from api.services.sweeps.effects import names_of
 from api.services.sweeps.plan import Plan, make_plan
 from api.services.sweeps.summary import conclude
 from schema.audit import audit
@@ -96,6 +97,21 @@ def note_error(library: Library, name: str, error: str) -> None:
         find_sweep(session, name).error = error
 
 
+def delete_sweep(library: Library, name: str, actor: str) -> SweepItem:
+    """Removes a sweep with its points and texts. The audit log keeps its name and how much there was of it.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    with library.home.database.writing(alone=True) as session:
+        sweep = find_sweep(session, name)
+        item = _item(session, sweep, {})
+        session.execute(delete(SweepPoint).where(SweepPoint.sweep_id == sweep.id))
+        session.delete(sweep)
+        audit(session, actor, "sweep.delete", name, {"points": item.n_done, "author": item.author})
+    return item
+
+
 def list_sweeps(library: Library, limit: int, cursor: str | None, states: States) -> Page[SweepItem]:
     """The newest first."""
     offset, _ = read_cursor(cursor)
@@ -150,13 +166,14 @@ def sweep_texts(library: Library, name: str, place: int, limit: int, cursor: str
         )
     if texts is None:
         raise InputError(f"point {place} of sweep {name} is not done yet; send its request again to go on")
-    plan = plan_of(sweep)
+    plan, names = plan_of(sweep), names_of(SweepRequest.model_validate(sweep.request).effects)
     data = [
         SweepText(
             place=place,
             prompt=plan.prompts[one["prompt"]].text,
             perplexity=_perplexity(one["nll"], len(one["ids"])),
-            **{field: one[field] for field in ("sample", "seed", "text", "ended", "effects")},
+            effects={name: one["effects"][name] for name in names},
+            **{field: one[field] for field in ("sample", "seed", "text", "ended")},
         )
         for one in texts[offset : offset + limit]
     ]

@@ -120,6 +120,11 @@ def choices_of(
     return found
 
 
+def shown_text(text: str) -> str:
+    """A text as it is kept to be shown: databases take no NUL, which models of bytes may write. The token ids keep it."""
+    return text.replace("\0", "\ufffd")
+
+
 def sample_seed(seed: int, prompt: int, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt}/{sample}".encode()).digest()[:4]) >> 1
 
@@ -162,10 +167,12 @@ def _prompts(library: Library, generator: Generator, request: SweepRequest) -> l
     for text in texts:
         if request.chat:
             said = text if cut is None else _cut(generator, text, cut)[0]
-            prompts.append(PlannedPrompt(text=said, ids=generator.chat([{"role": "user", "content": said}])))
+            prompts.append(
+                PlannedPrompt(text=shown_text(said), ids=generator.chat([{"role": "user", "content": said}]))
+            )
         else:
             shown, ids = (text, generator.tokenize(text)) if cut is None else _cut(generator, text, cut)
-            prompts.append(PlannedPrompt(text=shown, ids=ids))
+            prompts.append(PlannedPrompt(text=shown_text(shown), ids=ids))
     return prompts
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from api.services.library import Library
-from api.services.sweeps.book import begin, find_sweep, note_error, show_sweep
+from api.services.sweeps.book import begin, delete_sweep, find_sweep, note_error, show_sweep
 from api.services.sweeps.work import work
 from schema.audit import audit
-from schema.errors import Conflict, ScopebaseError, TooMany
+from schema.errors import Conflict, NotFound, ScopebaseError, TooMany
 from schema.generation import Generator
-from schema.wire.sweeps import State, SweepAnswer, SweepRequest
+from schema.wire.sweeps import State, SweepAnswer, SweepItem, SweepRequest
 
 MOST_WAITING = 32
 _LOG = logging.getLogger("scopebase.sweeps")
@@ -68,6 +69,18 @@ class Runner:
         event.set()
         return show_sweep(self._library, name, self.states)
 
+    def delete(self, name: str, actor: str) -> SweepItem:
+        """Removes a sweep with what it holds.
+
+        Raises:
+            NotFound: there is none of that name.
+            Conflict: it is at work here.
+        """
+        with self._lock:
+            if name in self._stops:
+                raise Conflict(f"sweep {name} is at work; stop it, and delete it then")
+            return delete_sweep(self._library, name, actor)
+
     def close(self) -> None:
         """Stops them all and waits for the one at work."""
         with self._lock:
@@ -82,10 +95,14 @@ class Runner:
                     self._states[name] = "running"
                 work(self._library, generator, name, stop)
         except ScopebaseError as error:
-            note_error(self._library, name, str(error))
+            self._note(name, str(error))
         except Exception as error:
             _LOG.exception("sweep %s", name)
-            note_error(self._library, name, f"a fault of Scopebase ({type(error).__name__}); the log has its trace")
+            self._note(name, f"a fault of Scopebase ({type(error).__name__}); the log has its trace")
         finally:
             with self._lock:
                 del self._states[name], self._stops[name]
+
+    def _note(self, name: str, error: str) -> None:
+        with suppress(NotFound):  # somebody else deleted it
+            note_error(self._library, name, error)

@@ -22,12 +22,18 @@ def conclude(request: SweepRequest, plan: Plan, done: Done) -> tuple[list[Point]
     """Points in the order of the plan, the controls of each strength together, and a suggestion once every point is there."""
     draws = Bootstrap(len(plan.prompts), request.seed)
     base = done.get(0)
-    points = [_point(draws, plan.points[place], place, done[place], base) for place in sorted(done)]
+    names = names_of(request.effects)
+    points = [_point(draws, names, plan.points[place], place, done[place], base) for place in sorted(done)]
     whole = len(done) == len(plan.points)
     return points, _nulls(request, plan, points), _suggestion(draws, request, plan, points, done) if whole else None
 
 
-def _point(draws: Bootstrap, planned: PlannedPoint, place: int, own: Measured, base: Measured | None) -> Point:
+def _point(
+    draws: Bootstrap, names: Sequence[str], planned: PlannedPoint, place: int, own: Measured, base: Measured | None
+) -> Point:
+    """Args:
+    names: of the effects, in the order of the request, which PostgreSQL does not keep.
+    """
     steered = planned.kind != "unsteered"
     return Point(
         place=place,
@@ -40,10 +46,10 @@ def _point(draws: Bootstrap, planned: PlannedPoint, place: int, own: Measured, b
         effects=[
             PointEffect(
                 name=name,
-                value=draws.mean(_array(values)),
-                difference=draws.mean(_array(values) - _array(base["effects"][name])) if steered and base else None,
+                value=draws.mean(values := _array(own["effects"][name])),
+                difference=draws.mean(values - _array(base["effects"][name])) if steered and base else None,
             )
-            for name, values in own["effects"].items()
+            for name in names
         ],
         perplexity=draws.perplexity(*_likelihood(own)),
         perplexity_ratio=draws.perplexity_ratio(_likelihood(own), _likelihood(base)) if steered and base else None,

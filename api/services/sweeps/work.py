@@ -13,8 +13,9 @@ from api.services.library import Library
 from api.services.sweeps.book import find_sweep, finish, plan_of
 from api.services.sweeps.effects import Value, Written, measure
 from api.services.sweeps.measures import longest_repeat, repetition
-from api.services.sweeps.plan import Plan, PlannedPoint, choices_of, operations_of, sample_seed
+from api.services.sweeps.plan import Plan, PlannedPoint, choices_of, operations_of, sample_seed, shown_text
 from api.services.sweeps.writing import Generated, Stopped, generate
+from schema.errors import NotFound
 from schema.generation import Choice, Generator
 from schema.steer import Sweep, SweepPoint
 from schema.wire.sweeps import SweepAnswer, SweepRequest
@@ -70,9 +71,9 @@ def _do(
     effects = measure(library, generator, request.effects, plan.made.mask, texts)
     nll = _score(generator, texts, stop)
     measured = _measured(request, len(plan.prompts), texts, effects, nll)
-    measured |= {"control": control, "relative_norm": _relative_norm(made), "example": texts[0].text}
+    measured |= {"control": control, "relative_norm": _relative_norm(made), "example": shown_text(texts[0].text)}
     shown = _texts(request, plan, asked, texts, effects, nll)
-    _store(library, SweepPoint(sweep_id=sweep.id, place=place, measured=measured, texts=shown))
+    _store(library, sweep, SweepPoint(sweep_id=sweep.id, place=place, measured=measured, texts=shown))
     return sum(len(text.ids) for text in texts)
 
 
@@ -131,7 +132,7 @@ def _texts(
             "prompt": prompt,
             "sample": sample,
             "seed": sample_seed(request.seed, prompt, sample),
-            "text": text.text,
+            "text": shown_text(text.text),
             "ids": list(text.ids),
             "ended": text.ended,
             "nll": nll[i],
@@ -151,9 +152,13 @@ def _mean(values: Sequence[Value]) -> Value:
     return sum(kept) / len(kept) if kept else None
 
 
-def _store(library: Library, point: SweepPoint) -> None:
+def _store(library: Library, sweep: Sweep, point: SweepPoint) -> None:
+    """Raises NotFound for a sweep that was deleted meanwhile; its id may be another's by now."""
     try:
         with library.home.database.writing() as session:
+            found = session.get(Sweep, sweep.id)
+            if found is None or (found.name, found.created_at) != (sweep.name, sweep.created_at):
+                raise NotFound(f"sweep {sweep.name} was deleted while it was at work; nothing more is done of it")
             session.add(point)
     except IntegrityError:
         return  # another process does the same sweep and was there first; both made the same texts

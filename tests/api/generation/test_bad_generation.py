@@ -62,11 +62,11 @@ PROMPTS = [
     ({"prompt": "a\0b"}, 422, "NUL character"),
     ({"prompt": "x" * 2_000_001}, 422, "has 2,000,001 characters, more than the 2,000,000"),
     ({"prompt": ["a"] * 129}, 422, "129 prompts are more than the 128"),
-    ({"prompt": "x" * 300}, 422, "the prompt has 301 tokens, and tiny-qwen3 takes 256 with the answer"),
+    ({"prompt": "x" * 300}, 400, "context length is 256 tokens with the answer, and the prompt alone has 301"),
     (
         {"prompt": "x" * 250, "max_tokens": 10},
-        422,
-        "the prompt has 251 tokens and max_tokens asks for 10 more, but tiny-qwen3 takes 256 together; ask for at most 5",
+        400,
+        "context length is 256 tokens, and the prompt's 251 with max_tokens 10 are 261; ask for at most 5",
     ),
     ({"prompt": ["a"] * 100, "n": 2}, 422, "100 prompts with n=2 make 200 texts, more than the 128"),
 ]

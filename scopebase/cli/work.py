@@ -1,0 +1,137 @@
+"""`scopebase work`: takes jobs from the queue and does them, until it is told to end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from schema.errors import InputError
+from scopebase.cli.console import ERRORS, shown
+from scopebase.cli.options import Home, settings
+from scopebase.cli.workers import check_engine, helpers
+
+if TYPE_CHECKING:
+    from indexer.config import IndexConfig
+    from indexer.progress import Progress
+    from schema.records import RunReport
+    from schema.settings import Settings
+    from schema.tables import Job
+
+
+def work(
+    data_root: Annotated[
+        Optional[Path],  # noqa: UP045 - Typer on Python 3.11 reads this form
+        typer.Option(
+            "--data-root",
+            help="Folder under which jobs may name datasets, models and SAEs; without it they may name the hub alone.",
+            envvar="SCOPEBASE_DATA_ROOT",
+            show_default=False,
+        ),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="End when nothing waits any more, as for cron.")] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    engine: Annotated[str, typer.Option("--engine", help="What runs each job: local.")] = "local",
+    workers: Annotated[int, typer.Option("--workers", help="Processes that share each job.")] = 1,
+    lease: Annotated[
+        float,
+        typer.Option("--lease", min=2, max=3600, help="Seconds of silence after which another worker takes over."),
+    ] = 60,
+    keep_days: Annotated[
+        float,
+        typer.Option("--keep-days", min=0, help="Jobs that ended longer ago are forgotten; what they made stays."),
+    ] = 90,
+    home: Home = None,
+) -> None:
+    """Take jobs from the queue and do them, until told to end.
+
+    Start it on as many machines as there are; each job is done by one. Ctrl-C or SIGTERM finishes the piece of work at hand and gives
+    the job back to the queue; twice ends at once. A killed worker's job goes on with the next one.
+    """
+    try:
+        import indexer.run  # noqa: F401 - now, so that the first job does not wait for it
+        from indexer.jobs import work_off
+    except ImportError as error:
+        raise InputError(
+            f"indexing needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
+        ) from None
+    from schema.home import make_home
+    from schema.queue import Queue
+
+    check_engine(engine, workers)
+    root = _root(data_root)
+    where = settings(home)
+    queue = Queue(make_home(where).database, lease_seconds=lease)
+
+    def do(job: Job, progress: Progress) -> list[RunReport]:
+        return _index(job, progress, root, device, workers, where)
+
+    _say(f"worker {queue.owner} waits for jobs" + (f" over {root}" if root else " that name the hub alone"))
+    taken = work_off(queue, do, _ending(), _say, once=once, keep_days=keep_days)
+    _say(f"worker {queue.owner} ends; it took {taken} job{'' if taken == 1 else 's'}")
+
+
+def _index(
+    job: Job, progress: Progress, root: Path | None, device: str, workers: int, where: Settings
+) -> list[RunReport]:
+    from indexer.jobs import index_config
+    from indexer.run import index
+
+    config = index_config(job, root, device)
+    with helpers(workers - 1, ["--home", str(where.home), *_words(config)]):
+        return index(config, where, progress)
+
+
+def _words(config: IndexConfig) -> list[str]:
+    """The command that does the same."""
+    words = ["index", *(part for name, source in config.datasets for part in ("--dataset", f"{name}={source}"))]
+    for option, value in {
+        "--model": config.model,
+        "--sae": config.sae,
+        "--layers": config.layers,
+        "--set": config.set_name,
+        "--model-name": config.model_name,
+        "--text-field": config.text_field,
+        "--template": config.template,
+        "--id-field": config.id_field,
+        "--limit": config.limit,
+        "--bad-rows": config.bad_rows,
+        "--max-tokens": config.max_tokens,
+        "--mask": config.mask,
+        "--batch-tokens": config.batch_tokens,
+        "--device": config.device,
+        "--dtype": config.dtype,
+        "--logits": config.logits,
+    }.items():
+        words += [] if value is None else [option, str(value)]
+    return words
+
+
+def _root(folder: Path | None) -> Path | None:
+    if folder is None:
+        return None
+    if not folder.expanduser().is_dir():
+        raise InputError(f"--data-root {folder}: there is no such folder")
+    return folder.expanduser().resolve()
+
+
+def _ending() -> threading.Event:
+    """Set by the first Ctrl-C or SIGTERM; the second one interrupts."""
+    ending = threading.Event()
+
+    def end(_signal: int, _frame: object) -> None:
+        if ending.is_set():
+            raise KeyboardInterrupt
+        ending.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    return ending
+
+
+def _say(text: str) -> None:
+    ERRORS.print(f"{datetime.now():%H:%M:%S} {shown(text)}", markup=False, soft_wrap=True)

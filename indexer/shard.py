@@ -62,6 +62,10 @@ class ShardStats:
     """Activations beyond float16's range, kept at its end."""
     postings: dict[str, int] = field(default_factory=dict)
     """Pair -> features that fire in samples, by which sealing is cut into segments."""
+    fired: dict[str, int] = field(default_factory=dict)
+    """Pair -> its activations."""
+    held: dict[str, int] = field(default_factory=dict)
+    """Pair -> bytes of its rows in memory: its share of the shard's bytes on the disk."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,10 @@ class ShardRows:
         self._profiles[pair].add(packed, len(batch.token_key))
         self.stats.activations += len(packed.bits)
         self.stats.saturated += int((packed.bits == LARGEST_BITS).sum()) if LARGEST_BITS in packed.maximum else 0
-        self._batches.append(forward_rows(pair, batch.tokens, packed))
+        rows = forward_rows(pair, batch.tokens, packed)
+        self.stats.fired[str(pair)] = self.stats.fired.get(str(pair), 0) + len(packed.bits)
+        self.stats.held[str(pair)] = self.stats.held.get(str(pair), 0) + rows.nbytes
+        self._batches.append(rows)
 
     def _flush(self) -> pa.Table:
         table = pa.Table.from_batches(self._batches, schema=FORWARD).combine_chunks()

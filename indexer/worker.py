@@ -30,7 +30,7 @@ from schema.tables import Run, RunSae, Sae, Shard
 from schema.upkeep import merge
 
 WAIT_SECONDS = 1.0
-MERGE_EVERY = 256
+MERGE_EVERY = 64
 """Shards after which this worker merges the fragments of its tables."""
 Stats = dict[str, object]
 
@@ -79,17 +79,17 @@ class Worker:
         if self._since_merge == MERGE_EVERY:
             self._since_merge = 0
             for table in staged.keys() - {"parts"}:
-                merge(self.home.store, table, self.home.ledger.settled)
+                merge(self.home.store, table, partial(self._waiting_files, table))
 
     def _fold(self) -> None:
         """Sums the parts that lie there, whoever wrote them."""
-        ledger = self.home.ledger
         widths = {pair.id: pair.sae.d_sae for pair in self.run.pairs}
-        fold(
-            self.home.store,
-            widths,
-            lambda: file_names(text for shard in ledger.staged() for text in (shard.staged or {}).get("parts", [])),
-        )
+        fold(self.home.store, widths, partial(self._waiting_files, "parts"))
+
+    def _waiting_files(self, table: str) -> set[str]:
+        """A table's files that are staged, of any run."""
+        staged = self.home.ledger.staged()
+        return file_names(text for shard in staged for text in (shard.staged or {}).get(table, []))
 
     def _finished(self) -> bool:
         with self.home.database.reading() as session:
@@ -189,7 +189,8 @@ def do_shard(home: Home, shard: Shard, work: Callable[[Shard, Staged], Stats]) -
         discard(home.store, staged)
         raise
     try:  # whatever else interrupts this, the ledger may have the fragments by then: they stay, and are swept if it has not
-        home.ledger.stage(shard, staged, {**stats, "bytes": size(staged)})
+        lasting = {table: fragments for table, fragments in staged.items() if table != "parts"}
+        home.ledger.stage(shard, staged, {**stats, "bytes": size(lasting)})
     except LeaseLost:
         discard(home.store, staged)
         return {}

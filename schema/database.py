@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, Select, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import NullPool
 
 from schema import deadline
-from schema.errors import HomeError, InputError, WorkFailed
+from schema.errors import Conflict, HomeError, InputError, WorkFailed
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -118,6 +119,8 @@ def _in_words(url: str) -> Iterator[None]:
     """Driver errors that a person can mend, as one sentence."""
     try:
         yield
+    except StaleDataError as error:
+        raise Conflict("somebody else changed it at the same moment; read it again") from error
     except OperationalError as error:
         name = make_url(url).render_as_string(hide_password=True)
         reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__

@@ -48,6 +48,8 @@ class Label(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    __mapper_args__ = {"version_id_col": version, "version_id_generator": False}  # noqa: RUF012 - SQLAlchemy's form
+    """Every UPDATE names the version that was read: of two writers of one version, the database lets one through."""
 
 
 class LabelEvent(Base):

@@ -167,11 +167,6 @@ class Ledger:
             held = and_(Shard.state == "leased", Shard.leased_until >= clock(session))
             return not session.scalar(select(func.count()).where(or_(Shard.state == "staged", held)))
 
-    def settled(self) -> bool:
-        """Nothing is staged anywhere, so fragments may be merged."""
-        with self.database.reading() as session:
-            return not session.scalar(select(func.count()).where(Shard.state == "staged"))
-
     def commit(self, shards: list[Shard]) -> None:
         """Marks published shards, opens what they were waited for, and finishes runs whose every shard is committed."""
         with self.database.writing(alone=True) as session:

@@ -6,6 +6,7 @@ and takes a snapshot number of its own; so whoever dies before the store is trim
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,10 +39,14 @@ class Doomed:
     evaluations: list[int] = field(default_factory=list)
     n_labels: int = 0
 
+    smaller: dict[int, Counter[str]] = field(default_factory=dict)
+    """Run that stays -> what its pairs take from its counts."""
+
     @property
     def n_bytes(self) -> int:
-        """Of the runs, as they counted them."""
-        return sum(int(run.counts.get("bytes", 0)) for run in self.runs)
+        """Of the runs, as they counted them, and of what goes from those that stay."""
+        whole = sum(int(run.counts.get("bytes", 0)) for run in self.runs)
+        return whole + sum(less["bytes"] for less in self.smaller.values())
 
 
 def doomed_run(session: Session, run: Run) -> Doomed:
@@ -63,8 +68,29 @@ def doomed_sae(session: Session, sae: Sae) -> Doomed:
     runs = [pair.run for pair in pairs if len(pair.run.pairs) == 1 or pair.run.finished is None]
     whole = {run.id for run in runs}
     pairs = [p for p in pairs if p.run_id not in whole] + [p for run in runs for p in run.pairs]
+    smaller = {pair.run_id: _share(session, pair) for pair in pairs if pair.run_id not in whole}
     labels = select(func.count()).where(Label.sae_id == sae.id, Label.deleted_at.is_(None))
-    return Doomed("sae", sae.name, runs, pairs, saes=[sae], n_labels=session.scalar(labels) or 0)
+    n_labels = session.scalar(labels) or 0
+    return Doomed("sae", sae.name, runs, pairs, saes=[sae], n_labels=n_labels, smaller=smaller)
+
+
+def _share(session: Session, pair: RunSae) -> Counter[str]:
+    """What of a finished run's counts is one pair's: its part of what each shard wrote, and all that was sealed for it.
+
+    Runs of earlier versions did not count it by pairs; there the pairs divide activations evenly, and bytes by their postings.
+    """
+    found: Counter[str] = Counter()
+    shards = select(Shard.kind, Shard.run_sae_id, Shard.stats).where(Shard.run_id == pair.run_id)
+    for kind, sealed, stats in session.execute(shards):
+        if kind == "encode" and stats:
+            sizes = stats.get("held") or stats["postings"]
+            whole = sum(sizes.values())
+            found["bytes"] += round(stats["bytes"] * sizes.get(str(pair.id), 0) / whole) if whole else 0
+            even = stats["activations"] // len(stats["postings"])
+            found["activations"] += stats["fired"].get(str(pair.id), 0) if "fired" in stats else even
+        elif sealed == pair.id and stats:
+            found["bytes"] += stats["bytes"]
+    return found
 
 
 def remove(session: Session, doomed: Doomed, actor: str) -> Removal:
@@ -83,6 +109,9 @@ def remove(session: Session, doomed: Doomed, actor: str) -> Removal:
         pairs=was_there,
         rows=_ranges(session, doomed),
     )
+    for run_id, less in doomed.smaller.items():
+        run = session.get_one(Run, run_id)
+        run.counts = {**run.counts, **{name: int(run.counts.get(name, 0)) - n for name, n in less.items()}}
     pair_ids = [pair.id for pair in doomed.pairs]
     _forget(session, Segment, Segment.run_sae_id, pair_ids)
     _forget(session, Shard, Shard.run_sae_id, pair_ids)

@@ -21,6 +21,7 @@ from schema import deadline
 from schema.bucket import Bucket, in_words, storage_options
 from schema.errors import HomeError
 from schema.layout import FORMAT, TABLES, fence_row, schema_of
+from schema.scanning import lasting
 from schema.tracing import during, traced
 
 _IDENTITY = b"scopebase.store"
@@ -205,14 +206,16 @@ class Store:
                 the newest commit once.
         """
         handle = self._recent(table) if settled and not self.local else self.latest(table)
-        scanner = handle.scanner(
-            columns=columns,
+        batches = lasting(
+            handle,
+            lambda: self.latest(table),
+            columns,
             filter=f"key >= {int(first)} AND key < {int(stop)}",
             batch_size=1024,
             batch_readahead=4,
             fragment_readahead=1,
         )
-        return during("store.span", self._in_time(scanner.to_batches()), table=table)
+        return during("store.span", self._in_time(batches), table=table)
 
     def _recent(self, name: str) -> Any:
         now = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,7 +34,7 @@ def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
     Args:
         quiet: whether nothing is leased or staged. What cannot be done now, the next run does.
     """
-    merge(store, table, quiet)
+    merge(store, table, lambda: () if quiet() else None)
     with storage_faults(store), giving_way(), forced(store, table):
         snapshot = store.latest(table)
         if not quiet():
@@ -51,21 +51,24 @@ def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
             _sweep(store, table)
 
 
-def merge(store: Store, table: str, settled: Callable[[], bool]) -> None:
+def merge(store: Store, table: str, staged: Callable[[], Collection[str] | None]) -> None:
     """Merges small fragments: a manifest of thousands is slow to commit and to read.
 
     Args:
-        settled: whether nothing is staged, asked after the manifest was read: merging erases the file names by which a staged shard
-            is recognised.
+        staged: files that wait for publication, asked after the manifest was read: they may be named there already, and merging would
+            erase the names by which their shards are recognised. None where it is not the time to merge.
     """
     with storage_faults(store), giving_way():
         snapshot = store.latest(table)
-        if len(snapshot.get_fragments()) <= MANY_FRAGMENTS or not settled():
+        fragments = snapshot.get_fragments()
+        waiting = staged() if len(fragments) > MANY_FRAGMENTS else None
+        if waiting is None:
             return
+        kept = [f.fragment_id for f in fragments if any(file.path in waiting for file in f.metadata.files)]
         options = {
             "target_rows_per_fragment": MERGED_ROWS,
             "compaction_mode": "try_binary_copy",
-            "excluded_fragment_ids": [fence_id(snapshot)],
+            "excluded_fragment_ids": [fence_id(snapshot), *kept],
         }
         plan = Compaction.plan(snapshot, options)
         with forced(store, table):

@@ -5,6 +5,7 @@ Reads keys and files, and with `deep` every forward row. Memory holds a count fo
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from schema.layout import FEATURE_BITS, SAMPLE_BITS, feature_key, flat_column, s
 from schema.packing import accumulate
 from schema.publish import storage_faults
 from schema.removals import doomed_run, remove, trim
+from schema.steer import SteeringVector
 from schema.tables import Dataset, Run, RunSae, Sae, Segment, Shard
 from schema.upkeep import remove_rows
 
@@ -107,7 +109,7 @@ def verify(home: Home, *, mend: bool = False, deep: bool = False, tell: Tell = l
     for table, owned in rows.items():
         nobodys = sorted(set(owned) - listed_now.owners(table) - listed.owners(table))
         verdict.findings += [_orphan(home, table, owner, mend) for owner in nobodys]
-    verdict.findings += [*_datasets(listed, rows), *_saes(listed, rows)]
+    verdict.findings += [*_datasets(listed, rows), *_saes(listed, rows), *_vectors(home, verdict)]
     for run in listed.runs.values():
         if run.finished is None:
             continue
@@ -191,6 +193,18 @@ def _saes(listed: Listed, rows: dict[str, Counter[int]]) -> Iterator[Finding]:
             if (kind, sae.id) in listed.done and n != sae.d_sae:
                 mend = f"'scopebase delete sae {sae.name}', then index it again"
                 yield Finding(f"SAE {sae.name}", f"{n:,} rows of {kind} and not {sae.d_sae:,}", mend)
+
+
+def _vectors(home: Home, verdict: Verdict) -> Iterator[Finding]:
+    """Saved steering vectors whose bytes are not those that were saved."""
+    with home.database.reading() as session:
+        for row in session.scalars(select(SteeringVector).order_by(SteeringVector.id).execution_options(yield_per=100)):
+            verdict.counts["saved vectors"] = verdict.counts.get("saved vectors", 0) + 1
+            if hashlib.sha256(row.data).hexdigest() != row.sha256 or len(row.data) != 4 * len(row.layers) * row.d_model:
+                mend = "restore the database from a backup, or save it again under its name"
+                yield Finding(
+                    f"vector {row.name}@{row.version}", "its bytes have another hash than when it was saved", mend
+                )
 
 
 def _lacking(listed: Listed, run: Run, rows: dict[str, Counter[int]]) -> str | None:

@@ -96,7 +96,7 @@ def revoke(name: KeyName, home: Home = None, json: Json = False) -> None:
 
     found = open_home(settings(home))
     try:
-        with found.database.writing() as session:
+        with found.database.writing(alone=True) as session:
             item = _item(revoke_key(session, name, person()))
     finally:
         found.close()

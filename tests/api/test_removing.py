@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 
 from api.app import create_app
 from api.gate.access import Access
+from api.services.catalog import runs
 from api.services.labels.book import create
 from api.services.library import Library
 from api.services.questions.overlap import overlap
@@ -136,6 +137,31 @@ def test_an_sae_goes_from_every_run_and_its_labels_only_where_that_is_said(home:
     with pytest.raises(NotFound, match="no SAE named"):
         overlap(library, SAE, ["songs", "tales"])
     assert overlap(library, "tiny-qwen3/2-tiny", ["songs", "tales"]).datasets[0].n_samples
+
+
+@on_sqlite
+def test_a_run_that_loses_an_sae_is_as_large_as_one_made_without_it(
+    home: Home, tmp_path: Path, index_args: dict[str, Any], data_dir: Path
+) -> None:
+    def songs(of: Home) -> Run:
+        with of.database.reading() as session:
+            return session.scalars(select(Run).join(Dataset).where(Dataset.name == "songs")).one()
+
+    before = songs(home).counts
+    told = tell(home, a_sae(SAE, labels=False))
+    assert do(home, a_sae(SAE, labels=False), "ann").bytes == told.bytes > 0
+    other = Settings.read(tmp_path / "other", {})
+    index(config(index_args, data_dir, names=("songs",), layers="0,2-3"), other)
+    without = open_home(other)
+    left, wanted = songs(home).counts, songs(without).counts
+    without.close()
+    assert left["bytes"] == pytest.approx(wanted["bytes"], rel=0.1)
+    assert left["bytes"] < 0.85 * before["bytes"]
+    assert left["activations"] == wanted["activations"] < before["activations"]
+    assert left["tokens"] == wanted["tokens"]
+    with home.database.reading() as session:
+        (item,) = (each for each in runs(session).data if each.dataset.startswith("songs"))
+    assert (item.bytes, item.n_activations) == (left["bytes"], left["activations"])
 
 
 def test_what_is_being_indexed_is_not_removed(home: Home) -> None:

@@ -235,7 +235,7 @@ def test_blocks_of_features_merging_and_folding_on_the_way_change_no_row(
     monkeypatch.setattr(worker, "fold", lambda *given: folded.append(fold.fold(*given)))
     merged: list[str] = []
     monkeypatch.setattr(
-        worker, "merge", lambda store, table, settled: merged.append(table) or upkeep.merge(store, table, settled)
+        worker, "merge", lambda store, table, staged: merged.append(table) or upkeep.merge(store, table, staged)
     )
     index(asked, cut)
     assert everything(cut) == everything(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from schema import store as storing
 from schema import upkeep
 from schema.errors import WorkFailed
 from schema.layout import FENCE, SAMPLES, TABLES, schema_of
-from schema.publish import discard, publish, size, write
+from schema.publish import discard, file_names, publish, size, write
 from schema.store import Store
-from schema.upkeep import maintain, remove_rows
+from schema.upkeep import maintain, merge, remove_rows
 
 
 @pytest.fixture
@@ -276,3 +277,72 @@ def test_every_table_has_a_schema_and_a_fence(store: Store) -> None:
         assert table.column("key").to_pylist() == [FENCE]
         assert schema_of(name).names == table.schema.names
     assert store.identity() == "abc"
+
+
+@pytest.mark.parametrize("columns", [None, ["id"], ["key", "id"]])
+def test_a_reader_goes_on_while_files_are_merged_and_removed(store: Store, columns: list[str] | None) -> None:
+    """With the rows that it has not had yet, and none twice."""
+    n_parts = 24
+    for number in range(n_parts):
+        land(store, 10 * ((7 * number) % n_parts), 10)
+    land(store, 2000, 1)
+    land(store, 2002, 1)
+    before = set(Path(store.uri("samples"), "data").iterdir())
+    reader = store.span("samples", 0, 10_000, columns)
+    found = [next(reader)]
+    maintain(store, "samples", lambda: True)
+    assert len(before & set(Path(store.uri("samples"), "data").iterdir())) < 5, "the fence, and what had no neighbour"
+    found += reader
+    assert sorted(name for batch in found for name in batch.column("id").to_pylist()) == sorted(
+        f"s{key}" for key in [*range(10 * n_parts), 2000, 2002]
+    )
+    assert {tuple(batch.schema.names) for batch in found} == {tuple(columns or SAMPLES.names)}
+
+
+def test_a_reader_among_others_who_change_everything(store: Store) -> None:
+    """Several at once, for as long as new rows come and old files go."""
+    land(store, 0, 300)
+    stop = threading.Event()
+
+    def read() -> int:
+        n = 0
+        while not stop.is_set() or not n:
+            keys = [
+                key for batch in store.span("samples", 0, 10_000, ["key"]) for key in batch.column("key").to_pylist()
+            ]
+            assert len(keys) == len(set(keys)) >= 300
+            assert set(range(300)) <= set(keys)
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(read) for _ in range(3)]
+        for number in range(30, 50):
+            land(store, 10 * number, 10)
+            if number % 4 == 0:
+                maintain(store, "samples", lambda: True)
+        stop.set()
+        assert all(reader.result() for reader in readers)
+
+
+def test_a_file_that_is_lost_is_a_fault(store: Store) -> None:
+    land(store, 0, 10)
+    for path in Path(store.uri("samples"), "data").iterdir():
+        path.unlink()
+    with pytest.raises((OSError, pa.ArrowInvalid), match=r"(?i)not found"):
+        list(store.span("samples", 0, 100))
+
+
+def test_what_waits_for_the_ledger_keeps_its_file_while_others_are_merged(store: Store) -> None:
+    """Its committer died between manifest and ledger; who repairs that must find the name, or rows come twice."""
+    for first in range(0, 300, 10):
+        land(store, first, 10)
+    waiting = write(store, "samples", rows(300, 10))
+    publish(store, "samples", lambda: waiting)
+    n = len(store.latest("samples").get_fragments())
+    merge(store, "samples", lambda: None)
+    assert len(store.latest("samples").get_fragments()) == n, "not the time to merge"
+    merge(store, "samples", lambda: file_names(waiting))
+    assert len(store.latest("samples").get_fragments()) < 5
+    assert publish(store, "samples", lambda: waiting) == 0
+    assert keys(store) == list(range(310))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ from schema.errors import Conflict
 from schema.home import Home, open_home
 from schema.layout import PROFILES, feature_key, sample_key
 from schema.settings import Settings
+from schema.steer import SteeringVector
 from schema.store import Store
-from schema.tables import Run, RunSae, Sae, Segment, Shard
+from schema.tables import Model, Run, RunSae, Sae, Segment, Shard
 from schema.upkeep import remove_rows
 from schema.verify import verify
 from scopebase.cli import main
@@ -162,6 +164,20 @@ def test_lost_and_cut_files_are_named(home: Home) -> None:
     files[0].unlink()
     found = verify(Home(home.settings, home.database, Store(home.store.url)))
     assert (found.findings[0].problem, found.clean) == ("the file is not there", False)
+
+
+def test_a_saved_vector_with_other_bytes_is_named(home: Home) -> None:
+    with home.database.writing() as session:
+        model = session.scalars(select(Model)).one()
+        for name, said in (("calm", b"\1" * 128), ("loud", b"\2" * 128)):
+            sha256 = hashlib.sha256(said).hexdigest()
+            row = {"layers": [0], "d_model": 32, "data": b"\1" * 128, "sha256": sha256, "author": "ann"}
+            session.add(SteeringVector(name=name, version=1, model_id=model.id, **row))
+    verdict = verify(home)
+    assert verdict.counts["saved vectors"] == 2
+    assert [(f.where, f.problem) for f in verdict.findings] == [
+        ("vector loud@1", "its bytes have another hash than when it was saved")
+    ]
 
 
 def test_nothing_is_mended_while_something_is_indexed(home: Home) -> None:

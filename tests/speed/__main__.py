@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import scopebase  # noqa: F401
-from tests.speed import indexing, labels, load, memory, queries, sealing, service, start, steering, storage
+from tests.speed import indexing, labels, load, memory, publishing, queries, sealing, service, start, steering, storage
 
 PARTS = {
     "indexing": indexing.measure,
@@ -30,6 +30,7 @@ PARTS = {
     "labels": labels.measure,
     "load": load.measure,
     "memory": memory.measure,
+    "publishing": publishing.measure,
     "sealing": sealing.measure,
     "steering": steering.measure,
 }

@@ -46,7 +46,9 @@ def count_votes(session: Session, labels: Sequence[int]) -> None:
 
 def comment(library: Library, uid: str, author: str, text: str) -> CommentItem:
     """Adds a comment to a label."""
-    with library.home.database.writing() as session:
+    with library.home.database.writing(
+        alone=True
+    ) as session:  # who removes the SAE meanwhile removes its labels with their comments
         label = find_label(session, uid)
         made = LabelComment(label_id=label.id, author=author, text=text)
         session.add(made)

@@ -33,10 +33,26 @@ LastEvent = Annotated[
     int | None,
     Header(alias="Last-Event-ID", ge=0, le=1 << 31, description="Go on after this event", examples=[4]),
 ]
-EVENTS: dict[int | str, dict[str, Any]] = {
+_DATA = JobEvent.model_json_schema(ref_template="#/components/schemas/{model}")
+_DATA.pop("$defs")  # answers that are no stream bring them
+EVENT = {
+    "type": "object",
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "The event's number"},
+        "event": {"type": "string", "enum": ["state", "line", "progress"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": _DATA,
+        },
+    },
+}
+"""As a reader of server-sent events hands it on."""
+WATCHED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `state`, `line` and `progress`, each with its number and a `JobEvent` as data",
-        "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/JobEvent"}}},
+        "content": {"text/event-stream": {"schema": EVENT}},
     },
     204: {"description": "The job has ended, and that event was its last"},
 }
@@ -75,7 +91,7 @@ def get_job(library: Books, job: JobId) -> JobItem:
     return book.show_job(library.home.database, job)
 
 
-@router.get("/jobs/{job}/events", summary="Watch a job", responses=EVENTS, response_model=JobEvent)
+@router.get("/jobs/{job}/events", summary="Watch a job", response_class=Response, responses=WATCHED)
 async def get_job_events(
     http: Request,
     library: Books,

@@ -57,10 +57,10 @@ class IndexJob(Wire):
         }
     )
 
-    kind: Literal["index"]
+    kind: Literal["index"] = Field(description="What is to be done")
     model: Place = Field(description=f"A model: {_PLACE}")
     sae: Place = Field(description=f"Its SAEs: {_PLACE}")
-    datasets: list[JobDataset] = Field(min_length=1, max_length=200)
+    datasets: list[JobDataset] = Field(min_length=1, max_length=200, description="What to index")
     layers: str = Field("all", max_length=2000, pattern=_LAYERS, description="`all`, or numbers and ranges: `0,3-5`")
     set: str | None = Field(
         None, max_length=120, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="Name of the set in SAE ids"
@@ -74,7 +74,9 @@ class IndexJob(Wire):
         None, max_length=256, description="The field that names a row; `id` where rows have one, empty numbers them"
     )
     limit: int | None = Field(None, ge=1, le=1 << 40, description="Only the first rows")
-    bad_rows: Literal["stop", "skip"] = "stop"
+    bad_rows: Literal["stop", "skip"] = Field(
+        "stop", description="`skip` leaves rows out that cannot be used, and reports them"
+    )
     max_tokens: int = Field(512, ge=1, le=MAX_TOKENS, description="Longer texts are cut here")
     mask: Literal["none", "special", "first", "special,first"] = Field(
         "special,first", description="Tokens that never fire"
@@ -153,7 +155,7 @@ class JobRun(Wire):
     n_tokens: int
     n_activations: int
     bytes: int
-    already: bool = Field(description="It was finished before the job began")
+    already: bool = Field(description="It was finished before the last attempt began")
 
 
 class JobItem(Wire):

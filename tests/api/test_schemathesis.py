@@ -68,6 +68,7 @@ def described(indexed: Settings, tmp_path_factory: pytest.TempPathFactory) -> An
     config = schemathesis.Config.from_path(Path(__file__).parents[2] / "schemathesis.toml")
     app = create_app(home, access=Access(auth=True))
     app.state.generator = Scripted()  # it writes, and reads no texts
+    app.state.jobs.longest = 0.05  # nobody does the jobs, and their watchers would stay
     found = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
 
     @found.auth()

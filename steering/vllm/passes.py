@@ -202,8 +202,8 @@ def stream_of(output: Any) -> Tensor:
     Raises:
         WorkFailed: the block returns something else.
     """
-    if isinstance(output, Tensor):
-        return output
+    if isinstance(output, Tensor):  # of models that vLLM borrows from transformers, with a batch of one before it
+        return output.reshape(-1, output.shape[-1])
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], Tensor):
         added, residual = output
         if residual is None:
@@ -223,7 +223,7 @@ def through(output: Any, after: Callable[[Tensor], Tensor]) -> Any:
     stream = stream_of(output)
     moved = after(stream[None])[0]
     if isinstance(output, Tensor):
-        return moved
+        return moved.view_as(output)
     added, residual = output
     if residual is None:
         return moved, None

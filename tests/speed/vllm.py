@@ -65,7 +65,7 @@ def main() -> None:
         "torch": Torch(home, described, Loaded(described.card.name, subject, shown), limits=LIMITS),  # type: ignore[arg-type]
     }
     table = Table(
-        f"{described.card.name}, {shown} on {device}: tokens a second, {args.tokens} each, wall time",
+        f"{described.card.name}, {shown} on {device}: tokens a second of {'CPU' if kind == 'cpu' else 'wall'} time, {args.tokens} each",
         [
             "engine",
             "batch",
@@ -98,6 +98,8 @@ def random_model() -> Path:
 def measure(generator: EngineGenerator, sae: Any, batch: int, args: argparse.Namespace) -> list[str]:
     """Tokens a second without steering and in two modes, and the ratios."""
     speeds: dict[str, list[float]] = {"": [], "add": [], "set": []}
+    # other people's work shares a CPU, and a GPU's is not the process's
+    clock = time.process_time if generator._device.type == "cpu" else time.perf_counter
     for number in range(args.rounds + 1):
         for mode in list(speeds) if number % 2 else list(reversed(speeds)):
             choices = []
@@ -105,11 +107,11 @@ def measure(generator: EngineGenerator, sae: Any, batch: int, args: argparse.Nam
                 unit, strength = ("residual_norm", 0.2) if mode == "add" else ("absolute", 2.0)
                 ops = (steer(sae, i, mode, strength, unit),) if mode else ()  # type: ignore[arg-type]
                 choices.append(Choice(ids, greedy(args.tokens), ops))
-            begin = time.perf_counter()
+            begin = clock()
             heard = ask(generator, *choices).wait()  # type: ignore[arg-type]
             assert heard.failure is None, heard.failure
             if number:
-                speeds[mode].append(batch * args.tokens / (time.perf_counter() - begin))
+                speeds[mode].append(batch * args.tokens / (clock() - begin))
     ratios = [
         statistics.median(a / b for a, b in zip(speeds[mode], speeds[""], strict=True)) for mode in ("add", "set")
     ]

@@ -229,7 +229,8 @@ def test_only_what_moved_is_joined() -> None:
         assert torch.equal(after[row], added[row])
         assert torch.equal(rest[row], residual[row])
     assert not rest[1].any()
-    assert torch.equal(through(added, lambda stream: stream + moved), added + moved)
+    for whole in (added, added[None]):
+        assert torch.equal(through(whole, lambda stream: stream + moved), whole + moved)
     after, rest = through((added, None), lambda stream: stream + moved)
     assert torch.equal(after, added + moved)
     assert rest is None

@@ -152,6 +152,7 @@ def serve(
     from api.gate.access import Access
     from api.services.access.rates import Rate
     from schema.home import open_home
+    from scopebase.cli.listener import Listener
     from scopebase.cli.worker import hand_over, prepare
 
     if auth and no_auth:
@@ -183,7 +184,13 @@ def serve(
     listening = (
         f"Scopebase on http://{host}:{port}/v1 · questions at http://{host}:{port}/docs · {asks} · Ctrl-C ends it"
     )
-    options: dict[str, Any] = {"host": host, "port": port, "log_level": "warning", "access_log": False}
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "log_level": "warning",
+        "access_log": False,
+        "http": Listener,
+    }
     if workers == 1:
         live = None
         if model is not None:

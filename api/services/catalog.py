@@ -47,8 +47,14 @@ def _model(session: Session, row: Model, n_saes: int, loaded: Generator | None) 
     fields = ("source", "revision", "family", "n_layers", "d_model", "context", "created_at")
     created = int(row.created_at.timestamp())
     steering = _steering(session, row, loaded.engine) if loaded is not None and loaded.name == row.name else None
-    own = {"loaded": steering is not None, "n_saes": n_saes, "steering": steering}
-    return ModelItem(id=row.name, created=created, **own, **_take(row, fields))
+    return ModelItem(
+        id=row.name,
+        created=created,
+        loaded=steering is not None,
+        n_saes=n_saes,
+        steering=steering,
+        **_take(row, fields),
+    )
 
 
 def _steering(session: Session, row: Model, engine: str) -> SteeringFacts:

@@ -30,7 +30,7 @@ Answer = TypeVar("Answer", bound=BaseModel)
 Line = TypeVar("Line", bound=Progress)
 LONGEST_WAIT = 60.0
 """Seconds; a service that asks for more is believed to mean it, and its answer is raised."""
-ERRORS: dict[int, type[ScopebaseError]] = {
+RAISED: dict[int, type[ScopebaseError]] = {
     401: Unauthorized,
     403: Forbidden,
     404: NotFound,
@@ -200,7 +200,7 @@ def refusal(response: httpx.Response) -> ScopebaseError:
 
 def raised(status: int, detail: str) -> ScopebaseError:
     """What the service raised."""
-    return ERRORS.get(status, InputError if status < 500 else WorkFailed)(detail)
+    return RAISED.get(status, InputError if status < 500 else WorkFailed)(detail)
 
 
 def _pieces(response: httpx.Response, shape: type[Answer]) -> Iterator[Answer]:

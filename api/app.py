@@ -85,6 +85,8 @@ DESCRIPTION = """Which features does one dataset cover that another does not? An
 Every answer over activations says in `provenance` what it was made from; `as_of=<snapshot>` repeats it.
 Errors are `application/problem+json`."""
 
+NO_OBJECT = "give a JSON object, and say content-type: application/json"
+
 
 def create_app(
     home: Home,
@@ -176,7 +178,9 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     errors = [
         {
             "field": ".".join(str(part) for part in each["loc"][1:]),
-            "problem": each["msg"].removeprefix("Value error, "),
+            "problem": NO_OBJECT
+            if each["type"] == "model_attributes_type"
+            else each["msg"].removeprefix("Value error, "),
         }
         for each in error.errors()
     ]
@@ -184,9 +188,14 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     return problem(422, "; ".join(said)[:1000], errors[:50])
 
 
-def _http(_request: Request, error: Exception) -> JSONResponse:
+def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, str(error.detail), headers=error.headers)
+    detail = str(error.detail)
+    if detail in ("Not Found", "Method Not Allowed"):  # Starlette's own, where no route fits
+        detail = f"there is no {request.method} {request.url.path[:200]} here; /docs lists what there is"
+    elif detail == "There was an error parsing the body":
+        detail = "the body cannot be read; send JSON in UTF-8"
+    return problem(error.status_code, detail, headers=error.headers)
 
 
 def _broken(request: Request, error: Exception) -> JSONResponse:

@@ -16,6 +16,7 @@ ERRORS = {
     401: "A key is needed, or the one sent is unknown, expired or revoked",
     403: "The key may not do this",
     404: "No such name",
+    408: "The body did not come in time",
     409: "It exists, but what is asked does not fit it",
     413: "The body is too large",
     414: "The address is too long",

@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 from schema.wire.base import OpenAiError, Problem
 
 PROBLEM = "application/problem+json"
-OPENAI = ("/v1/completions", "/v1/chat/completions", "/v1/models")
+OPENAI = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/responses", "/v1/embeddings")
+"""The last two are OpenAI's and not here, which its clients say in these words."""
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 

@@ -126,6 +126,8 @@ def _in_words(url: str) -> Iterator[None]:
         reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
         raise WorkFailed(f"the database {name} failed: {reason}; mend that and run the same command again") from error
     except DBAPIError as error:
+        if "NUL (0x00)" in str(error.orig) or r"\u0000 cannot be" in str(error.orig):
+            raise InputError("a text holds a NUL character, which PostgreSQL does not take; leave it out") from error
         if "not a database" in str(error.orig) or "malformed" in str(error.orig):
             raise HomeError(
                 f"{make_url(url).database} is no SQLite database, or a damaged one; restore it from a backup"

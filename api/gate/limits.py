@@ -11,10 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.gate.access import GENERATING, OPEN, Access
 from api.gate.messages import headers_of, is_upload
-from api.problems import problem
+from api.problems import Refusal, problem
 from schema.deadline import Deadline, allow, too_slow
 
 LOG = logging.getLogger("scopebase.requests")
+CLOSE = {"connection": "close"}
+"""What is left of a body that is not read would be taken for the next request."""
 
 
 class Limits:
@@ -38,18 +40,18 @@ class Limits:
                 414, f"the address is longer than {self.access.target_bytes:,} bytes; ask for less at once"
             )
         elif declared.isdigit() and int(declared) > most:
-            answer = problem(413, _too_large(most, upload))
+            answer = problem(413, _too_large(most, upload), headers=CLOSE)
         elif len(self._at_work) >= self.access.concurrent:
             answer = problem(503, f"{len(self._at_work)} requests are at work; try again", headers={"retry-after": "1"})
         elif len(self._under_way) >= self.access.generating and scope["path"] in GENERATING:
             detail = f"{len(self._under_way)} texts are on their way to clients; try again"
             answer = problem(429, detail, headers={"retry-after": "1"})
         else:
-            await self._work(scope, _counted(receive, most, upload), send, None if upload else self.access.seconds)
+            await self._work(scope, Body(receive, most, upload), send, None if upload else self.access.seconds)
             return
         await answer(scope, receive, send)
 
-    async def _work(self, scope: Scope, receive: Receive, send: Send, seconds: float | None) -> None:
+    async def _work(self, scope: Scope, body: Body, send: Send, seconds: float | None) -> None:
         """Answers that the time is up while a thread may still be at it: it stops at its next block, and counts until then."""
         begun = given_up = False
         limit: Deadline | None = None
@@ -66,7 +68,7 @@ class Limits:
             nonlocal limit
             if seconds is not None:
                 limit = allow(seconds)
-            await self.app(scope, receive, sending)
+            await self.app(scope, body, sending)
 
         def handed_over() -> None:
             """The route's word that the work is another's now, which has bounds of its own."""
@@ -96,25 +98,38 @@ class Limits:
             given_up = True
             task.cancel()
             task.add_done_callback(_said_nothing)
-            error = too_slow(seconds)
-            await problem(error.http_status, str(error))(scope, receive, send)
+            await _late(body, seconds)(scope, body, send)
         else:
             await task
 
 
-def _counted(receive: Receive, most: int, upload: bool) -> Receive:
-    """Stops a body that says no length, or a wrong one, where it becomes too large."""
-    read = 0
+class Body:
+    """A request's, as it comes. One that says no length, or a wrong one, is stopped where it becomes too large."""
 
-    async def receiving() -> Message:
-        nonlocal read
-        message = await receive()
-        read += len(message.get("body", b""))
-        if read > most:
-            raise HTTPException(413, _too_large(most, upload))
+    def __init__(self, receive: Receive, most: int, upload: bool) -> None:
+        self._receive, self._most, self._upload = receive, most, upload
+        self._read, self._whole = 0, False
+        self.awaited = False
+        """Whether somebody waits for more of it."""
+
+    async def __call__(self) -> Message:
+        self.awaited = not self._whole
+        message = await self._receive()
+        self.awaited = False
+        self._read += len(message.get("body", b""))
+        if self._read > self._most:
+            raise HTTPException(413, _too_large(self._most, self._upload), CLOSE)
+        self._whole = self._whole or not message.get("more_body", False)
         return message
 
-    return receiving
+
+def _late(body: Body, seconds: float) -> Refusal:
+    """The answer to a request whose time is up."""
+    if body.awaited:
+        said = f"the request's body was not whole within {seconds:g} s; send it faster, or send less"
+        return problem(408, said, headers=CLOSE)
+    error = too_slow(seconds)
+    return problem(error.http_status, str(error))
 
 
 def _too_large(most: int, upload: bool) -> str:

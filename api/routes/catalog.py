@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Path, Query, Request
 
 from api.deps import Actor, Books, Cursor, Limit, needs
 from api.services import catalog, removing
+from schema.generation import Generator
 from schema.wire.base import Page
 from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
 from schema.wire.removals import RemovalAnswer
@@ -17,9 +18,8 @@ ModelName = Annotated[str | None, Query(max_length=256, description="Only this m
 DatasetName = Annotated[str | None, Query(max_length=256, description="Only this dataset, in all its versions")]
 
 
-def _loaded(request: Request) -> str | None:
-    generator = request.app.state.generator
-    return None if generator is None else str(generator.name)
+def _loaded(request: Request) -> Generator | None:
+    return cast(Generator | None, request.app.state.generator)
 
 
 @router.get("/models")

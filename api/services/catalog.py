@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from api.services.cursors import read_cursor, write_cursor
 from schema.errors import not_found
+from schema.generation import Generator
 from schema.tables import Dataset, Model, Run, RunSae, Sae, Shard
 from schema.wire.base import Page, Wire
-from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem
+from schema.wire.catalog import DatasetItem, ModelItem, RunItem, SaeItem, SteeringFacts
+from schema.wire.steering import MOST_OPS, Mode, Unit
 
 Item = TypeVar("Item", bound=Wire)
 
 
-def models(session: Session, limit: int = 50, cursor: str | None = None, loaded: str | None = None) -> Page[ModelItem]:
+def models(
+    session: Session, limit: int = 50, cursor: str | None = None, loaded: Generator | None = None
+) -> Page[ModelItem]:
     """Args:
-    loaded: name of the model that generates here.
+    loaded: the model that generates here.
     """
     rows, following = _page(session, select(Model).order_by(Model.id), limit, cursor)
     n_saes = dict(session.execute(select(Sae.model_id, func.count()).group_by(Sae.model_id)).all())
-    return Page(data=[_model(m, n_saes.get(m.id, 0), loaded) for m in rows], next_cursor=following)
+    return Page(data=[_model(session, m, n_saes.get(m.id, 0), loaded) for m in rows], next_cursor=following)
 
 
-def model(session: Session, name: str, loaded: str | None = None) -> ModelItem:
+def model(session: Session, name: str, loaded: Generator | None = None) -> ModelItem:
     """One model.
 
     Raises:
@@ -36,13 +40,33 @@ def model(session: Session, name: str, loaded: str | None = None) -> ModelItem:
     if found is None:
         raise not_found("model", name, session.scalars(select(Model.name)), "scopebase models")
     n_saes = session.scalar(select(func.count()).select_from(Sae).where(Sae.model_id == found.id))
-    return _model(found, n_saes or 0, loaded)
+    return _model(session, found, n_saes or 0, loaded)
 
 
-def _model(row: Model, n_saes: int, loaded: str | None) -> ModelItem:
+def _model(session: Session, row: Model, n_saes: int, loaded: Generator | None) -> ModelItem:
     fields = ("source", "revision", "family", "n_layers", "d_model", "context", "created_at")
     created = int(row.created_at.timestamp())
-    return ModelItem(id=row.name, created=created, loaded=row.name == loaded, n_saes=n_saes, **_take(row, fields))
+    steering = _steering(session, row, loaded.engine) if loaded is not None and loaded.name == row.name else None
+    return ModelItem(
+        id=row.name,
+        created=created,
+        loaded=steering is not None,
+        n_saes=n_saes,
+        steering=steering,
+        **_take(row, fields),
+    )
+
+
+def _steering(session: Session, row: Model, engine: str) -> SteeringFacts:
+    saes = session.scalars(select(Sae).where(Sae.model_id == row.id).order_by(Sae.layer, Sae.id))
+    return SteeringFacts(
+        engine=engine,
+        layers=list(range(row.n_layers)),
+        saes=[sae.name for sae in saes],
+        modes=list(get_args(Mode)),
+        units=list(get_args(Unit)),
+        max_ops=MOST_OPS,
+    )
 
 
 def saes(

@@ -10,6 +10,17 @@ from pydantic import Field
 from schema.wire.base import Wire
 
 
+class SteeringFacts(Wire):
+    """What a loaded model can be steered with."""
+
+    engine: str
+    layers: list[int] = Field(description="Where a vector can be added")
+    saes: list[str] = Field(description="Whose features can be named")
+    modes: list[str]
+    units: list[str]
+    max_ops: int = Field(description="Operations of one request")
+
+
 class ModelItem(Wire):
     """A model, with what OpenAI's clients look for."""
 
@@ -26,6 +37,7 @@ class ModelItem(Wire):
     context: int | None
     n_saes: int
     created_at: datetime
+    steering: SteeringFacts | None = Field(None, description="Of the model that generates here")
 
 
 class SaeItem(Wire):

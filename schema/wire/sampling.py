@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from schema.wire.base import Wire
 from schema.wire.steering import Steering, SteeringApplied
@@ -88,16 +88,14 @@ class GenerationBody(Wire):
     steering: Steering | None = Field(None, description="What is done to the residual stream. Not OpenAI's")
     user: str | None = Field(None, max_length=512, description="Without meaning here")
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _built(cls, given: Any) -> Any:
+    def _built(cls, given: Any, info: ValidationInfo) -> Any:
         """A sentence for what is not built in; pydantic's own would speak of types."""
-        if isinstance(given, dict):
-            for name, neutral in cls.NOT_BUILT.items():
-                value = given.get(name)
-                if value is not None and not any(value == each and type(value) is type(each) for each in neutral):
-                    raise ValueError(f"{name} is not built in and would change the answer; leave it out")
-        return given
+        neutral = cls.NOT_BUILT.get(info.field_name or "")
+        if neutral is None or given is None or any(given == each and type(given) is type(each) for each in neutral):
+            return given
+        raise ValueError("not built in, and it would change the answer; leave it out")
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -15,6 +15,7 @@ from scopebase.cli import (
     audit,
     backup,
     catalog,
+    chat,
     contrast,
     database,
     delete,
@@ -95,6 +96,7 @@ app.command("sample")(reading.sample)
 app.command("contrast")(contrast.contrast)
 app.command("query")(query.query)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("gap")(gap.gap)
 app.command("subset")(suite.subset)
 app.command("suite")(suite.suite)

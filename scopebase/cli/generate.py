@@ -103,7 +103,7 @@ def generate(
         if chat
         else checked(CompletionBody, {**asked, "prompt": text})
     )
-    with _source(url, model, home, sae_dir, device, chat_template) as source:
+    with source_of(url, model, home, sae_dir, device, chat_template) as source:
         _print(source, body, stream, wants_json(json))
 
 
@@ -181,7 +181,7 @@ class There:
 
 
 @contextmanager
-def _source(
+def source_of(
     url: str | None,
     model: str | None,
     home: Path | None,
@@ -189,6 +189,7 @@ def _source(
     device: str,
     chat_template: Path | None,
 ) -> Iterator[Source]:
+    """A service, or a model that is loaded here and let go at the end."""
     if (url is None) == (model is None):
         raise InputError("give either --model, which is loaded here, or --url of a running service")
     if url is not None:

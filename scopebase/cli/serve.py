@@ -154,6 +154,7 @@ def serve(
     from api.gate.access import Access
     from api.services.access.rates import Rate
     from schema.home import open_home
+    from scopebase.cli.listener import Listener
     from scopebase.cli.worker import hand_over, prepare
 
     if auth and no_auth:
@@ -192,6 +193,7 @@ def serve(
         "log_config": None,
         "log_level": "warning",
         "access_log": False,
+        "http": Listener,
     }
     if workers == 1:
         live = None

@@ -77,7 +77,7 @@ class Sheet:
 
     def _panel(self, index: int, title: str, style: str) -> Panel:
         told = [word for word in (self.finish.get(index), self._seed(index)) if word]
-        text = Text.assemble((_lines(self.prompt), "dim"), _lines(self.texts.get(index, "")))
+        text = Text.assemble((lines(self.prompt), "dim"), lines(self.texts.get(index, "")))
         return Panel(text, title=title, subtitle=" · ".join(told) or None, border_style=style)
 
     def _seed(self, index: int) -> str | None:
@@ -138,6 +138,6 @@ def _beside(panels: list[Panel]) -> RenderableType:
     return grid
 
 
-def _lines(text: str) -> str:
+def lines(text: str) -> str:
     """Text of a model: its lines stay, what would steer a terminal does not."""
     return "\n".join(shown(line) for line in text.split("\n"))

@@ -145,8 +145,9 @@ def _bar(value: float | None, best: float) -> Text:
 
 
 def _unit(sweep: SweepAnswer) -> str:
-    units = {spec.unit for spec in sweep.request.target}
-    return "strength: " + " and ".join(sorted(unit.replace("_", " ") for unit in units))
+    from api.services.sweeps.plot import unit_of
+
+    return "strength: " + " and ".join(sorted({unit_of(spec) for spec in sweep.request.target}))
 
 
 def _short(name: str) -> str:

@@ -47,6 +47,44 @@ def client(url: str) -> Iterator[Client]:
         yield made
 
 
+# A conversation
+
+
+def test_a_conversation_remembers_itself_and_steers_as_it_is_told(
+    url: str,
+    generator: Scripted,
+    call: Call,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    typed = "hello\n/applied\n/plain\n\nagain\n/applied\n/new\n/steered\nlast\n/end\nnever\n"
+    monkeypatch.setattr(sys, "stdin", StringIO(typed))
+    before = len(generator.said)
+    done = call("chat", "--url", url, "--steer", STEER, "--system", "be kind", "--max-tokens", "2", "--seed", "1")
+    assert done.status == 0
+    assert [line for line in done.out.splitlines() if line.startswith(" w")] == [
+        " warm0 warm1",
+        " word0 word1",
+        " warm0 warm1",
+    ]
+    asked = [bytes(choices[0].ids[1:]).decode() for choices in generator.said[before:]]
+    first = "<system>be kind<user>hello"
+    assert asked == [first, f"{first}<assistant> warm0 warm1<user>again", "<system>be kind<user>last"]
+    assert [bool(choices[0].ops) for choices in generator.said[before:]] == [True, False, True]
+    assert f"1: add 6 absolute of {FEATURE}" in done.out
+    assert "the last answer was not steered" in done.err
+
+
+def test_a_conversation_from_a_file_ends_with_what_is_wrong(
+    url: str,
+    call: Call,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO(f"{'long ' * 100}\n"))
+    done = call("chat", "--url", url)
+    assert done.status == 2
+    assert "maximum context length is 256 tokens" in done.err
+
+
 # What is typed
 
 

@@ -13,10 +13,11 @@ h1{font-size:1.35rem;margin:0 0 .2rem}.soft{color:#5d6b78}.said{border-left:4px 
 .none{border-color:#b4532a;background:#fbf5f2}svg{width:100%;height:auto;max-width:46rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #e3e8ed;vertical-align:top}
-th{font-weight:600;max-width:9rem;overflow-wrap:anywhere}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+th{font-weight:600;max-width:9rem;overflow-wrap:break-word}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 th.h{text-align:right}tr.control td{color:#5d6b78}td.text{min-width:14rem;width:45%;overflow-wrap:anywhere}
 td.what{overflow-wrap:anywhere;min-width:7rem}
 """
+EMPTY = "<span class=soft>(ended before a word)</span>"
 
 
 def sweep_html(sweep: SweepAnswer) -> str:
@@ -75,7 +76,7 @@ def _row(point: Point) -> str:
     kind = ' class="control"' if point.control else ""
     return (
         f"<tr{kind}><td class=n>{point.strength:g}</td><td class=what>{what}</td>{effects}<td class=n>{ratio}</td>"
-        f"<td class=n>{_number(point.repetition)}</td><td class=text>{escape(point.example[:300])}</td></tr>"
+        f"<td class=n>{_number(point.repetition)}</td><td class=text>{escape(point.example[:300]) or EMPTY}</td></tr>"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from api.services.sweeps.effects import names_of
 from schema.errors import InputError
+from schema.wire.steering import OpSpec
 from schema.wire.sweeps import Estimate, Point, SweepAnswer
 
 INK, SOFT, GRID = "#1b2733", "#5d6b78", "#e3e8ed"
@@ -46,8 +47,7 @@ def plot_svg(sweep: SweepAnswer) -> str:
         _repetition(panels[-1], sweep)
         for panel in panels:
             _dress(panel, sweep)
-        unit = sweep.request.target[0].unit.replace("_", " ")
-        panels[-1].set_xlabel(f"strength ({unit})" if unit != "absolute" else "strength")
+        panels[-1].set_xlabel(f"strength ({unit_of(sweep.request.target[0])})")
         panels[0].set_title(_title(sweep), loc="left", fontsize=10.5, color=INK, pad=26, wrap=True)
         for panel, side in ((panels[0], "lower left"), (panels[-2], "upper center")):
             if panel.get_legend_handles_labels()[0]:
@@ -56,6 +56,12 @@ def plot_svg(sweep: SweepAnswer) -> str:
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Title": f"Sweep {sweep.name}"})
     return out.getvalue()
+
+
+def unit_of(spec: OpSpec) -> str:
+    """What the strengths of an operation are counted in."""
+    own = {"suppress": "share removed", "ablate": "share removed", "multiply": "factor"}
+    return own.get(spec.mode, spec.unit.replace("_", " "))
 
 
 def _title(sweep: SweepAnswer) -> str:
@@ -89,6 +95,8 @@ def _effect(panel: Any, sweep: SweepAnswer, place: int, name: str) -> None:
                         panel, x, mean, low, high, colour, line, label if side == 1 or len(own) == len(nulls) else None
                     )
     _curve(panel, sweep, lambda p: p.effects[place].value, TARGET, "target, 95 % over prompts")
+    if not any(point.effects[place].value.high for point in sweep.points):
+        panel.set_ylim(0, 0.1)  # nothing anywhere: a line at the bottom, and no negative shares on the axis
     panel.set_ylabel(_short(name))
 
 
@@ -114,7 +122,7 @@ def _repetition(panel: Any, sweep: SweepAnswer) -> None:
     _curve(panel, sweep, lambda p: p.repetition, COST, None)
     base = _at_zero(sweep, lambda p: p.repetition)
     if base is not None:
-        _bound(panel, base + sweep.request.bounds.repetition, "most")
+        _bound(panel, base + sweep.request.bounds.repetition, f"most: {sweep.request.bounds.repetition:g} more")
     panel.set_ylim(bottom=0)
     panel.set_ylabel("repeated\n4-grams")
 

@@ -95,7 +95,7 @@ def _suggestion(draws: Bootstrap, request: SweepRequest, plan: Plan, points: Seq
     return Suggestion(
         strength=suggested,
         strongest=None if suggested is None else max(passing, key=lambda s: sign * _effect_at(plan, points, s)),
-        reason=_reason(request, verdicts, suggested, len(plan.prompts), enough),
+        reason=_reason(request, verdicts, suggested, len(plan.prompts), enough, points[0].effects[0].value.value),
         rule=_rule(request, level, enough),
         level=level,
         enough_prompts=enough,
@@ -159,9 +159,16 @@ def _mean(values: Floats) -> float:
 
 
 def _reason(
-    request: SweepRequest, verdicts: Sequence[Verdict], suggested: float | None, n_prompts: int, enough: int
+    request: SweepRequest,
+    verdicts: Sequence[Verdict],
+    suggested: float | None,
+    n_prompts: int,
+    enough: int,
+    unsteered: float | None,
 ) -> str:
     effect = names_of(request.effects)[0]
+    if request.want == "less" and not unsteered:
+        return f"none: the unsteered texts show nothing of '{effect}' to take away; give prompts on which the model does it"
     if suggested is not None:
         return f"{suggested:g} is the smallest strength at which '{effect}' is clearly beyond the controls at a bearable cost"
     if n_prompts < enough:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import shutil
@@ -318,6 +319,25 @@ def test_an_answer_that_takes_too_long(small: Any) -> None:
     assert time.monotonic() - begin < 4
     check_problem(response, 503, "took longer than the 1 s that a request may; ask for less at once")
     assert "retry-after" not in response.headers, "the same again would take as long again"
+
+
+def test_a_body_that_does_not_come_is_408_and_the_connection_closed(small: Any) -> None:
+    sent: list[Any] = []
+    parts = iter([{"type": "http.request", "body": b"[", "more_body": True}])
+
+    async def receive() -> Any:
+        return next(parts, None) or await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"testserver"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/echo", "raw_path": b"/v1/echo", "headers": headers}
+    scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "root_path": "", "client": ("1.2.3.4", 5)}
+    asyncio.run(small.app(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert b"was not whole within 1 s" in sent[1]["body"]
 
 
 def test_uploads_take_the_time_they_need(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -415,6 +415,10 @@ def test_models_are_listed_as_openais_clients_expect(client: openai.OpenAI) -> N
     assert (model.id, model.object, model.owned_by, model.loaded) == (MODEL, "model", "scopebase", True)  # type: ignore[attr-defined]
     assert model.created > 1_700_000_000
     assert client.models.retrieve(MODEL) == model
+    facts = model.steering  # type: ignore[attr-defined]
+    assert (facts["engine"], facts["layers"], facts["max_ops"]) == ("torch", [0, 1, 2, 3], 16)
+    assert facts["saes"] == [f"{MODEL}/{layer}-tiny" for layer in facts["layers"]]
+    assert ("suppress" in facts["modes"], "feature_max" in facts["units"]) == (True, True)
     with pytest.raises(openai.NotFoundError, match="no model named 'tiny-qwen'; did you mean tiny-qwen3"):
         client.models.retrieve("tiny-qwen")
 

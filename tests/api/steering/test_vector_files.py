@@ -98,6 +98,19 @@ def test_a_damaged_file_is_read_or_refused(file: VectorFile, data: st.DataObject
         outcome(bytes(whole))
 
 
+@pytest.mark.parametrize("format", ["safetensors", "gguf"])
+def test_no_bit_of_the_numbers_falls_over_unseen(format: str) -> None:
+    vectors = {layer: np.random.default_rng(layer).normal(size=16).astype(np.float32) for layer in (2, 5)}
+    data = write(VectorFile(vectors), format)
+    assert read(data)[0].layers[5].tobytes() == vectors[5].tobytes()
+    begin = data.find(vectors[2].tobytes())
+    for bit in range(0, 16 * 4 * 8, 37):
+        damaged = bytearray(data)
+        damaged[begin + bit // 8] ^= 1 << bit % 8
+        with pytest.raises(InputError, match="do not have the sha256|not finite"):
+            read(bytes(damaged))
+
+
 def test_gguf_is_what_the_gguf_package_reads_and_writes(tmp_path: Path) -> None:
     """Both ways against the format's own library, as repeng uses it."""
     gguf = pytest.importorskip("gguf")
@@ -209,6 +222,8 @@ WIDE_LIST = json.dumps({"layer": 1, "vector": [0.5] * 131_073}).encode()
         (b'{"vectors": [{"layer": 1, "vector": [1]}, {"layer": 2, "vector": [1, 2]}]}', "have 1 and 2 numbers"),
         (b'{"layer": 1, "vector": [1], "sha256": "00"}', "do not have the sha256 that it says"),
         (b'{"rules": 1}', "the file has no vectors"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><title>404</title>", "is a web page"),
         (b'{"hookType": "hook_mlp_out", "layerNumber": 1, "vector": [1]}', "only the residual stream is steered"),
         (b'{"hookType": "hook_resid_pre", "layerNumber": 0, "vector": [1]}', "is the embedding"),
         (gguf_bytes(n_tensors=2**60), "says that it has 1,152,921,504,606,846,976 entries"),

@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     "max_tokens": 2,
     "controls": {"random_features": 1, "random_directions": 0, "negative": False},
 }
+PARTS = [{"feature": f"{SAE}/26"}]
 
 
 @pytest.fixture
@@ -125,8 +126,12 @@ def test_vectors_and_sweeps_on_postgresql(
         generator = PlainGenerator(home, model_dir)
         generator.submit = partial(with_nul, generator.submit)  # type: ignore[method-assign]
         with client_of(home, generator) as client:
-            saved = client.post("/v1/steering-vectors", json={"name": "calm", "components": [{"feature": f"{SAE}/26"}]})
+            saved = client.post("/v1/steering-vectors", json={"name": "calm", "components": PARTS})
             assert saved.status_code == 201
+            noted = client.post("/v1/steering-vectors", json={"name": "n", "description": "a\0b", "components": PARTS})
+            assert (noted.status_code, "a text holds a NUL character" in noted.text) == (
+                (422, True) if folder == "server" else (201, False)
+            )
             body = asked(**{**SMALL, "target": [{"vector": "calm", "unit": "residual_norm"}]}).model_dump(mode="json")
             client.post("/v1/sweeps", json=body)
             while client.get("/v1/sweeps/first").json()["state"] != "done":

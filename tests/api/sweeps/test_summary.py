@@ -107,6 +107,13 @@ def test_less_is_as_good_as_more() -> None:
         assert suggestion.strength == strength
 
 
+def test_where_there_is_nothing_to_take_away_the_reason_says_so() -> None:
+    found = plan(20, 2)
+    suggestion = conclude(request(want="less"), found, done(found, lambda p: measured(np.zeros(20))))[2]
+    assert suggestion is not None
+    assert suggestion.reason.startswith("none: the unsteered texts show nothing of 'longest repeat' to take away")
+
+
 def test_what_cannot_be_shown_is_not_suggested() -> None:
     for n_prompts, controls, sentence in ((4, 2, "4 prompts cannot show"), (20, 0, "without random controls")):
         found = plan(n_prompts, controls)

@@ -29,6 +29,8 @@ SUFFIX = {
     "lm-eval": "csv",
 }
 
+LFS = b"version https://git-lfs.github.com/spec/"
+
 
 def write(file: VectorFile, format: str, strength: float | None = None) -> bytes:
     """A vector as a file.
@@ -60,6 +62,10 @@ def read(data: bytes) -> tuple[VectorFile, str]:
             "the file is a pickle, an archive or a numpy file, which can hold more than numbers and is never opened here; "
             "write the vector as safetensors, GGUF or JSON"
         )
+    if data.startswith(LFS):
+        raise InputError("the file is a Git LFS pointer and not the vector itself; fetch that with 'git lfs pull'")
+    if data.lstrip()[:1] == b"<":
+        raise InputError("the file is a web page and not the vector itself; download the raw file")
     if data.lstrip()[:1] not in (b"{", b"["):
         raise InputError(f"the file begins with {data[:8]!r}, which is neither safetensors, GGUF nor JSON")
     document = parse(data)

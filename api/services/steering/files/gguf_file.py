@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from api.services.steering.files.vector_file import VectorFile, checked
+from api.services.steering.files.vector_file import VectorFile, check_digest, checked, digest_of
 from schema.errors import InputError
 
 MAGIC = b"GGUF"
@@ -40,8 +40,13 @@ def write_gguf(file: VectorFile) -> bytes:
         (f"{ARCHITECTURE}.model_hint", file.family or file.model or "unknown"),
         (f"{ARCHITECTURE}.layer_count", len(file.layers)),
     ]
-    more = (("general.name", file.name), ("general.description", file.description), ("scopebase.model", file.model))
-    said += [(key, value) for key, value in more if value is not None]
+    more = {
+        "general.name": file.name,
+        "general.description": file.description,
+        "scopebase.model": file.model,
+        "scopebase.sha256": digest_of(file.layers),
+    }
+    said += [(key, value) for key, value in more.items() if value is not None]
     out = bytearray(MAGIC + struct.pack("<IQQ", 3, len(file.layers), len(said)))
     for key, value in said:
         number = isinstance(value, int)
@@ -72,7 +77,8 @@ def read_gguf(data: bytes) -> VectorFile:
         key = reader.string()
         said[key] = reader.value(reader.scalar("I"))
     if said.get("general.architecture") != ARCHITECTURE:
-        raise InputError(f"the GGUF file is a {str(said.get('general.architecture'))[:40]}, not a {ARCHITECTURE}")
+        named = str(said.get("general.architecture", "file that does not say of what"))[:40]
+        raise InputError(f"the GGUF file is a {named}, not a {ARCHITECTURE}")
     places = [reader.tensor() for _ in range(n_tensors)]
     alignment = said.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 16:
@@ -86,10 +92,11 @@ def read_gguf(data: bytes) -> VectorFile:
         if int(match[1]) in layers:
             raise InputError(f"the file has layer {int(match[1])} twice")
         layers[int(match[1])] = reader.array(name, shape, kind, begin + offset)
-    return checked(
+    found = checked(
         layers, model=said.get("scopebase.model"), family=said.get(f"{ARCHITECTURE}.model_hint"),
         name=said.get("general.name"), description=said.get("general.description"),
     )  # fmt: skip
+    return check_digest(found, said.get("scopebase.sha256"))
 
 
 def _string(text: str) -> bytes:

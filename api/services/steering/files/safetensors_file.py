@@ -11,7 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from api.services.steering.files.vector_file import VectorFile, checked
+from api.services.steering.files.vector_file import VectorFile, check_digest, checked, digest_of
 from schema.errors import InputError
 
 _NAME = re.compile(r"(?:layer|layers|direction)\.(\d{1,5})")
@@ -21,7 +21,7 @@ _KINDS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 def write_safetensors(file: VectorFile) -> bytes:
     """The file's bytes."""
     said = {"format": "scopebase-vector", "model": file.model, "model_type": file.family, "name": file.name}
-    said["description"] = file.description
+    said |= {"description": file.description, "sha256": digest_of(file.layers)}
     metadata = {key: value for key, value in said.items() if value is not None}
     return save({f"layer.{layer}": vector for layer, vector in file.layers.items()}, metadata)
 
@@ -30,7 +30,7 @@ def read_safetensors(data: bytes) -> VectorFile:
     """Tensors `layer.<n>` (or `direction.<n>`), of float16, bfloat16, float32 or float64.
 
     Raises:
-        InputError: no safetensors file, or tensors of other names or kinds.
+        InputError: no safetensors file, tensors of other names or kinds, or numbers that its `sha256` does not fit.
     """
     try:
         tensors = deserialize(data)
@@ -45,10 +45,11 @@ def read_safetensors(data: bytes) -> VectorFile:
             raise InputError(f"the file has layer {int(match[1])} twice")
         layers[int(match[1])] = _array(name, tensor)
     said = _metadata(data)
-    return checked(
+    found = checked(
         layers, model=said.get("model"), family=said.get("model_type"), name=said.get("name"),
         description=said.get("description"),
     )  # fmt: skip
+    return check_digest(found, said.get("sha256"))
 
 
 def _array(name: str, tensor: dict[str, Any]) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,28 @@ def checked(layers: Mapping[int, npt.NDArray[Any]], **said: Any) -> VectorFile:
         raise InputError("every number of the file is zero, so it steers nothing")
     empty = [layer for layer in found if layer not in filled]
     return VectorFile(filled, **{name: _text(value) for name, value in said.items()}, empty_layers=empty)
+
+
+def digest_of(layers: Mapping[int, Floats]) -> str:
+    """Of numbers and layers, as our own files carry it: nothing else would tell that a bit of them fell over on the way."""
+    digest = hashlib.sha256()
+    for layer, vector in layers.items():
+        digest.update(f"{layer}:".encode() + vector.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def check_digest(file: VectorFile, said: object) -> VectorFile:
+    """The file, if its digest is the one that it says; nothing is asked of one that says none.
+
+    Raises:
+        InputError: it is another.
+    """
+    if isinstance(said, str) and said != digest_of(file.layers):
+        raise InputError(
+            "the file's numbers do not have the sha256 that it says; fetch it again, or leave the sha256 out of it if they "
+            "were changed on purpose"
+        )
+    return file
 
 
 def as_layer(value: object, what: str) -> int:

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 BUSY_SECONDS = 60
-_ALONE = text("SELECT pg_advisory_xact_lock(7166501)")
+ALONE_SECONDS = 60
+_ALONE = text(
+    "SELECT pg_advisory_xact_lock(7166501), set_config('idle_in_transaction_session_timeout', :milliseconds, true)"
+)
+"""Whoever is alone and is not heard of any more, because its machine is suspended or cut off, is thrown out by the server."""
 
 
 def make_engine(url: str, *, read_only: bool = False) -> Engine:
@@ -110,7 +114,7 @@ class Database:
 def _wait_alone(connection: Connection) -> None:
     """Until the transaction ends, nobody else gets past here. On SQLite a writer is alone anyhow."""
     if connection.dialect.name == "postgresql":
-        connection.execute(_ALONE)
+        connection.execute(_ALONE, {"milliseconds": str(1000 * ALONE_SECONDS)})
 
 
 @contextmanager
@@ -151,6 +155,12 @@ def revisions() -> list[str]:
 
 def newest_revision() -> str:
     return revisions()[-1]
+
+
+def known_revision(revision: str) -> bool:
+    """Whether this Scopebase has a schema of that name."""
+    script = ScriptDirectory.from_config(migration_config("sqlite://"))
+    return any(each.revision == revision for each in script.walk_revisions())
 
 
 def current_revision(database: Database) -> str | None:

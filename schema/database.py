@@ -159,8 +159,7 @@ def newest_revision() -> str:
 
 def known_revision(revision: str) -> bool:
     """Whether this Scopebase has a schema of that name."""
-    script = ScriptDirectory.from_config(migration_config("sqlite://"))
-    return any(each.revision == revision for each in script.walk_revisions())
+    return revision in revisions()
 
 
 def current_revision(database: Database) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,14 +66,11 @@ def run_index(config: IndexConfig, settings: Settings) -> None:
 
 def make_case(folder: Path) -> Case:
     """Everything in children, so that the caller can still fork."""
-    import time
-
     done(lambda: _make(folder))
     datasets = tuple((name, str(folder / f"{name}.jsonl")) for name in DATASETS)
     release = str(folder / "SAE-Res-Tiny-W64-L0_3")
     config = IndexConfig(str(folder / "tiny-qwen3"), release, datasets, set_name="tiny", batch_tokens=64)
     undisturbed, begun = Settings.read(folder / "undisturbed", {}), Settings.read(folder / "begun", {})
-    done(lambda: run_index(config, Settings.read(folder / "warm", {})))
     begin = time.monotonic()
     events = int(done(lambda: _counted(config, undisturbed)))
     seconds = time.monotonic() - begin

@@ -13,8 +13,8 @@ from typing import Any
 import lance
 
 import scopebase  # noqa: F401
+from indexer import fold, worker
 from indexer import run as running
-from indexer import worker
 from schema import backup, catalog, home, ledger, publish, removals, upkeep
 from schema.store import Store
 
@@ -62,6 +62,8 @@ class Events:
         """Puts the counters in place, for good in a process of its own; `put` may be pytest's `monkeypatch.setattr`."""
         put(upkeep, "MANY_FRAGMENTS", 3)  # merge at this size too
         put(worker, "MERGE_EVERY", 4)
+        put(fold, "FAN_IN", 3)
+        put(worker, "FAN_IN", 3)
         for where, names in TOUCHING:
             for name in names:
                 if not (self.outside and name in IN_TRANSACTIONS):

@@ -122,11 +122,13 @@ def _in_words(url: str) -> Iterator[None]:
     """Driver errors that a person can mend, as one sentence."""
     try:
         yield
-    except OperationalError as error:
-        name = make_url(url).render_as_string(hide_password=True)
-        reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-        raise WorkFailed(f"the database {name} failed: {reason}; mend that and run the same command again") from error
     except DBAPIError as error:
+        if isinstance(error, OperationalError) or error.connection_invalidated:  # thrown out for being silent, for instance
+            name = make_url(url).render_as_string(hide_password=True)
+            reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+            raise WorkFailed(
+                f"the database {name} failed: {reason}; mend that and run the same command again"
+            ) from error
         if "not a database" in str(error.orig) or "malformed" in str(error.orig):
             raise HomeError(
                 f"{make_url(url).database} is no SQLite database, or a damaged one; restore it from a backup"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -15,6 +16,10 @@ from api.problems import problem
 from schema.deadline import Deadline, allow, too_slow
 
 LOG = logging.getLogger("scopebase.requests")
+PATIENCE = 30.0
+"""Seconds that a body may take, beside those that it needs at ..."""
+SLOWEST = 2048
+"""... so many bytes a second. Who sends slower holds a place that others wait for."""
 
 
 class Limits:
@@ -103,18 +108,30 @@ class Limits:
 
 
 def _counted(receive: Receive, most: int, upload: bool) -> Receive:
-    """Stops a body that says no length, or a wrong one, where it becomes too large."""
-    read = 0
+    """Stops a body that says no length, or a wrong one, where it becomes too large; and one that comes too slowly, or never ends."""
+    read, whole = 0, False
+    begun = time.monotonic()
 
     async def receiving() -> Message:
-        nonlocal read
-        message = await receive()
+        nonlocal read, whole
+        if whole:  # what comes now is only whether the client is still there
+            return await receive()
+        left = begun + PATIENCE + read / SLOWEST - time.monotonic()
+        try:
+            message = await asyncio.wait_for(receive(), max(left, 0))
+        except TimeoutError:
+            raise HTTPException(408, _too_slow(read), {"connection": "close"}) from None
         read += len(message.get("body", b""))
+        whole = message["type"] != "http.request" or not message.get("more_body", False)
         if read > most:
             raise HTTPException(413, _too_large(most, upload))
         return message
 
     return receiving
+
+
+def _too_slow(read: int) -> str:
+    return f"the body stopped coming after {read:,} bytes; send it at {SLOWEST:,} bytes a second at least"
 
 
 def _too_large(most: int, upload: bool) -> str:

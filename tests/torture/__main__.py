@@ -1,6 +1,6 @@
 """`make torture`: at least 200 seeded faults over the write path, and everything else that is too long for the tests of every day.
 
-    python -m tests.torture --seed 1                     # everything
+    python -m tests.torture --seed 1 --all               # everything, as `make torture` does
     python -m tests.torture --seed 1 --faults 200        # the faults alone
     python -m tests.torture --seed 1 --only disk-full    # of one kind
     python -m tests.torture --seed 1 --at 17             # one of them again
@@ -28,7 +28,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from rich.console import Console
 from rich.table import Table
 
-from tests.torture.case import make_case
+from tests.torture import everything
+from tests.torture.case import Case, make_case
 from tests.torture.run_faults import KINDS, Outcome, run_faults
 
 SAY = Console(stderr=True, highlight=False)
@@ -44,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="begin no fault after so long")
     parser.add_argument("--lanes", type=int, default=max(2, os.cpu_count() or 1), help="faults at a time")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--all", action="store_true", help="then readers, fuzzers, state machines and Schemathesis too")
     return parser.parse_args()
 
 
@@ -62,6 +64,7 @@ def main() -> None:
         for outcome in run_faults(case, folder, args.seed, numbers, tuple(args.only), args.lanes, until):
             outcomes.append(outcome)
             _tell(args, outcome, len(outcomes), len(numbers))
+        well = not args.all or _the_rest(case, folder, args.seed)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = time.monotonic() - begin
@@ -72,7 +75,28 @@ def main() -> None:
     lost = len(numbers) - len(outcomes) if until is None else 0
     if lost:
         SAY.print(f"{lost} faults were never told of: a lane died", style="red")
-    sys.exit(bool(lost or not all(each.survived for each in outcomes)))
+    sys.exit(bool(lost or not well or not all(each.survived for each in outcomes)))
+
+
+def _the_rest(case: Case, folder: Path, seed: int) -> bool:
+    """Each in a process that is forked from one that has touched nothing; whether all went well."""
+    parts = {
+        f"{everything.READERS} readers while indexing writes": lambda: everything.readers(case, folder / "readers", seed, _line),
+        "damaged files": lambda: everything.fuzzers(folder / "fuzz", seed, _line),
+        "state machines and Schemathesis": lambda: everything.long_tests(seed, _line),
+    }
+    well = True
+    for name, part in parts.items():
+        SAY.print(f"{name}:")
+        begin = time.monotonic()
+        good = part()
+        SAY.print(f"  {'well' if good else 'NOT WELL'}, {time.monotonic() - begin:.0f} s", style=None if good else "red")
+        well = well and good
+    return well
+
+
+def _line(text: str) -> None:
+    SAY.print(text, markup=False, soft_wrap=True)
 
 
 def _tell(args: argparse.Namespace, outcome: Outcome, n: int, total: int) -> None:

@@ -114,7 +114,9 @@ def restore(folder: Path, settings: Settings, tell: Tell = lambda _what: None) -
             raise InputError(f"{folder / path} is damaged or gone; take another backup")
     n_rows = _counted(folder / DATABASE)
     if n_rows != made.rows:
-        raise InputError(f"{folder / DATABASE} has not the rows that {folder / 'backup.json'} counts; take another backup")
+        raise InputError(
+            f"{folder / DATABASE} has not the rows that {folder / 'backup.json'} counts; take another backup"
+        )
     check_writable(settings)
     _clear_half(settings)
     database = _empty(settings)
@@ -164,7 +166,9 @@ def read_backup(folder: Path) -> Backup:
         )
     strange = next((path for path in made.files if path != DATABASE and not _of_a_store(path)), None)
     if strange is not None or DATABASE not in made.files:
-        raise InputError(f"{folder} is no backup: a file {(strange or DATABASE)[:80]!r} in its list cannot be one of a store")
+        raise InputError(
+            f"{folder} is no backup: a file {(strange or DATABASE)[:80]!r} in its list cannot be one of a store"
+        )
     return made
 
 

@@ -123,7 +123,9 @@ def _in_words(url: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if isinstance(error, OperationalError) or error.connection_invalidated:  # thrown out for being silent, for instance
+        if (
+            isinstance(error, OperationalError) or error.connection_invalidated
+        ):  # thrown out for being silent, for instance
             name = make_url(url).render_as_string(hide_password=True)
             reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
             raise WorkFailed(

@@ -13,7 +13,6 @@ from typing import IO, cast
 from indexer.readers.row import Row
 from schema.errors import InputError
 
-
 LONGEST_LINE = 64 << 20
 """Bytes. Longer is no row, but perhaps a small file that unpacks to very much."""
 

@@ -168,7 +168,9 @@ def test_every_route_asks_for_its_scope(described: Any, keys: dict[str, str]) ->
 
 
 def _try(strategy: Any, n: int, refused: bool = True) -> None:
-    @settings(max_examples=n, deadline=None, derandomize=not LONG, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=n, deadline=None, derandomize=not LONG, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(strategy)
     def check(case: schemathesis.Case) -> None:
         response = case.call_and_validate()

@@ -6,6 +6,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,8 @@ class RunMachine(RuleBasedStateMachine):
             patch.setattr(ledger, "owner_name", lambda: f"{socket.gethostname()}:4194000:1")
             patch.setattr(ledger.Ledger, "_release", lambda *_: None)
             patch.setattr(worker, "discard", lambda *_: None)
-            try:
+            with suppress(Death):
                 index(type(self).plan(names, layers), self.settings)
-            except Death:
-                pass
         if (self.settings.home / "scopebase.db").exists():
             index(type(self).plan(names, layers), self.settings)
             self.present |= {(name, layer) for name in names for layer in layers}

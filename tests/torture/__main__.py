@@ -81,7 +81,9 @@ def main() -> None:
 def _the_rest(case: Case, folder: Path, seed: int) -> bool:
     """Each in a process that is forked from one that has touched nothing; whether all went well."""
     parts = {
-        f"{everything.READERS} readers while indexing writes": lambda: everything.readers(case, folder / "readers", seed, _line),
+        f"{everything.READERS} readers while indexing writes": lambda: everything.readers(
+            case, folder / "readers", seed, _line
+        ),
         "damaged files": lambda: everything.fuzzers(folder / "fuzz", seed, _line),
         "state machines and Schemathesis": lambda: everything.long_tests(seed, _line),
     }
@@ -90,7 +92,9 @@ def _the_rest(case: Case, folder: Path, seed: int) -> bool:
         SAY.print(f"{name}:")
         begin = time.monotonic()
         good = part()
-        SAY.print(f"  {'well' if good else 'NOT WELL'}, {time.monotonic() - begin:.0f} s", style=None if good else "red")
+        SAY.print(
+            f"  {'well' if good else 'NOT WELL'}, {time.monotonic() - begin:.0f} s", style=None if good else "red"
+        )
         well = well and good
     return well
 

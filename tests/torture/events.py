@@ -31,7 +31,16 @@ TOUCHING: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (removals, ("remove_rows", "_forget")),
     (backup, ("_dump", "_copy_table", "_fetch", "_put", "_set_sequences", "upgrade")),
 )
-IN_TRANSACTIONS = ("flush", "_forget", "register_model", "register_sae", "register_dataset", "register_run", "upgrade", "_set_sequences")
+IN_TRANSACTIONS = (
+    "flush",
+    "_forget",
+    "register_model",
+    "register_sae",
+    "register_dataset",
+    "register_run",
+    "upgrade",
+    "_set_sequences",
+)
 """Of these, those that a transaction is open around."""
 
 

@@ -76,7 +76,12 @@ class Case:
 
 def cases(seeds: list[Seed], seed: int, n: int, mark: Path) -> Iterator[Case]:
     """The mutations of a seed, each known by its number alone; before them the hostile files in place of every file."""
-    bad = [(each, victim, name, data) for each in seeds for victim in dict.fromkeys(each.files()) for name, data in hostile(mark).items()]
+    bad = [
+        (each, victim, name, data)
+        for each in seeds
+        for victim in dict.fromkeys(each.files())
+        for name, data in hostile(mark).items()
+    ]
     for at in range(n):
         if at < len(bad) and at % 2:  # every second one, until all were read
             each, victim, name, data = bad[(at * 7919) % len(bad)]
@@ -143,7 +148,9 @@ def _bad_sentence(text: str) -> str | None:
     return f"several lines: {text[:300]!r}" if "\n" in text.strip() else None
 
 
-def fuzz(folder: Path, seed: int, n: int, kinds: tuple[str, ...] = (), only: int | None = None, begin: int = 0) -> Report:
+def fuzz(
+    folder: Path, seed: int, n: int, kinds: tuple[str, ...] = (), only: int | None = None, begin: int = 0
+) -> Report:
     """Reads n damaged files; progress stands in `folder/at`, so that a process that dies can be told which file killed it."""
     mark, report, ran = folder / "it-ran", Report(seed), list[str]()
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""What happens to files between people: bits flip, ends are cut off, pieces change place, numbers lie, and some files were never meant well."""
+"""What happens to files between people: bits flip, ends are cut off, pieces change place, numbers lie, and some were never meant well."""
 
 from __future__ import annotations
 
@@ -14,7 +14,21 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-NUMBERS = (b"-1", b"0", b"1e999", b"NaN", b"-Infinity", b"9" * 30, b"true", b"null", b'"x"', b"[]", b"{}", b"1.5", b"18446744073709551616")
+NUMBERS = (
+    b"-1",
+    b"0",
+    b"1e999",
+    b"NaN",
+    b"-Infinity",
+    b"9" * 30,
+    b"true",
+    b"null",
+    b'"x"',
+    b"[]",
+    b"{}",
+    b"1.5",
+    b"18446744073709551616",
+)
 """What may stand in a text where a number or a word stood."""
 WIDE = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, (1 << 63) - 1, (1 << 64) - 1, 1 << 40)
 """Lengths that lie."""
@@ -109,7 +123,21 @@ def nan(data: bytes, rng: random.Random) -> bytes:
 
 def something_else(_data: bytes, rng: random.Random) -> bytes:
     """Not that file at all."""
-    return rng.choice((b"", PAGE, POINTER, b"\0" * 4096, rng.randbytes(2048), b"PK\x03\x04", b"PAR1", b"\x1f\x8b", b"GGUF", b"\n", b"null"))
+    return rng.choice(
+        (
+            b"",
+            PAGE,
+            POINTER,
+            b"\0" * 4096,
+            rng.randbytes(2048),
+            b"PK\x03\x04",
+            b"PAR1",
+            b"\x1f\x8b",
+            b"GGUF",
+            b"\n",
+            b"null",
+        )
+    )
 
 
 def gzip_bomb(data: bytes, rng: random.Random) -> bytes:
@@ -169,10 +197,8 @@ HEAVY: tuple[Mutation, ...] = (wrap, gzip_bomb, zip_bomb)
 
 def mutate(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     """(what was done, the file after it): one mutation, sometimes two or three."""
-    if rng.random() < 1 / 80:
-        chosen = [rng.choice(HEAVY)]
-    else:
-        chosen = rng.choices(MUTATIONS, k=rng.choice((1, 1, 1, 2, 3)))
+    heavy = rng.random() < 1 / 80
+    chosen = [rng.choice(HEAVY)] if heavy else rng.choices(MUTATIONS, k=rng.choice((1, 1, 1, 2, 3)))
     for each in chosen:
         data = each(data, rng)
     return " + ".join(each.__name__ for each in chosen), data
@@ -209,5 +235,7 @@ def hostile(mark: Path) -> dict[str, bytes]:
         archive.writestr("archive/data.pkl", plain)
         archive.writestr("data.pkl", plain)
     made["archive of objects"] = packed.getvalue()
-    made["JSON with a path"] = b'{"vectors": [{"source": "/etc/passwd", "apply": {}, "data": {"kind": "direction", "path": "/etc/passwd"}}]}'
+    made["JSON with a path"] = (
+        b'{"vectors": [{"source": "/etc/passwd", "apply": {}, "data": {"kind": "direction", "path": "/etc/passwd"}}]}'
+    )
     return made

@@ -136,9 +136,7 @@ def _lane(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _try(
-    case: Case, folder: Path, seed: int, at: int, only: tuple[str, ...], server: Callable[[], Server]
-) -> Outcome:
+def _try(case: Case, folder: Path, seed: int, at: int, only: tuple[str, ...], server: Callable[[], Server]) -> Outcome:
     kind = kind_of(seed, at, only)
     folder.mkdir(parents=True)
     world = World(case, folder, random.Random(f"{seed} {at}"), server)

@@ -72,7 +72,11 @@ class Seed:
 
     def files(self) -> list[Path]:
         """What can be damaged, the larger ones more than once: in weights there is more to go wrong than in settings."""
-        found = [self.root] if self.root.is_file() else sorted(path for path in self.root.rglob(self.names) if path.is_file())
+        found = (
+            [self.root]
+            if self.root.is_file()
+            else sorted(path for path in self.root.rglob(self.names) if path.is_file())
+        )
         return [path for path in found for _ in range(1 + (path.stat().st_size > 2000))]
 
 
@@ -80,7 +84,12 @@ def make_seeds(folder: Path, kinds: tuple[str, ...] = ()) -> list[Seed]:
     """All seeds, or those of some kinds."""
     made = {"SAE": saes, "dataset": datasets, "label pack": packs, "evaluation": evaluations, "vector": vectors,
             "cache": caches, "other tools": foreign, "backup": backups}  # fmt: skip
-    return [seed for kind, make in made.items() if not kinds or kind in kinds for seed in make(folder / kind.replace(" ", "-"))]
+    return [
+        seed
+        for kind, make in made.items()
+        if not kinds or kind in kinds
+        for seed in make(folder / kind.replace(" ", "-"))
+    ]
 
 
 def _sae(root: Path) -> Any:
@@ -118,7 +127,12 @@ def datasets(folder: Path) -> Iterator[Seed]:
     writer.writeheader()
     writer.writerows({name: row[name] for name in ("id", "text", "level")} for row in PROBLEMS[:12])
     pq.write_table(pa.Table.from_pylist(rows), folder / "songs.parquet")
-    made = {".jsonl": plain, ".jsonl.gz": gzip.compress(plain), ".csv": table.getvalue().encode(), ".csv.gz": gzip.compress(table.getvalue().encode())}
+    made = {
+        ".jsonl": plain,
+        ".jsonl.gz": gzip.compress(plain),
+        ".csv": table.getvalue().encode(),
+        ".csv.gz": gzip.compress(table.getvalue().encode()),
+    }
     for ending in READERS:
         path = folder / f"songs{ending}"
         if ending in made:
@@ -130,7 +144,16 @@ def packs(folder: Path) -> Iterator[Seed]:
     """Packs of labels in each form, with votes, and batches of Neuronpedia's."""
     lab = make_lab(folder / "lab")
     for number in range(8):
-        label = create(lab, NewLabel(feature=f"{SAES[number % 2]}/{number}", text=f"words of {number} — 韻", score=0.5, score_method="detection"), "ann")
+        label = create(
+            lab,
+            NewLabel(
+                feature=f"{SAES[number % 2]}/{number}",
+                text=f"words of {number} — 韻",
+                score=0.5,
+                score_method="detection",
+            ),
+            "ann",
+        )
         vote(lab, label.id, "bob", 1)
     other = make_lab(folder / "other")
 
@@ -140,7 +163,9 @@ def packs(folder: Path) -> Iterator[Seed]:
 
     for form, which in (("jsonl", {}), ("parquet", {}), ("neuronpedia", {"sae": "m/3-tiny"})):
         path = folder / f"pack-{form}"
-        path.write_bytes(b"".join(part if isinstance(part, bytes) else part.encode() for part in export(lab, Filter(**which), form)))
+        path.write_bytes(
+            b"".join(part if isinstance(part, bytes) else part.encode() for part in export(lab, Filter(**which), form))
+        )
         yield Seed("label pack", form, path, taken)
     path = folder / "pack.jsonl.gz"
     path.write_bytes(gzip.compress((folder / "pack-jsonl").read_bytes()))
@@ -186,7 +211,9 @@ def vectors(folder: Path) -> Iterator[Seed]:
     """Steering vectors in each format, and lm-eval's table."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    several = VectorFile({layer: rng.standard_normal(32).astype(np.float32) for layer in (1, 2, 5)}, "m", "qwen3", "calm")
+    several = VectorFile(
+        {layer: rng.standard_normal(32).astype(np.float32) for layer in (1, 2, 5)}, "m", "qwen3", "calm"
+    )
     single = VectorFile({2: several.layers[2]}, "m", "qwen3", "calm")
     for form in ("safetensors", "gguf", "easysteer", "neuronpedia"):
         (folder / form).write_bytes(write(single if form == "neuronpedia" else several, form))
@@ -219,7 +246,9 @@ def caches(folder: Path) -> Iterator[Seed]:
             places = np.stack([rng.integers(0, 6, 60), rng.permutation(60) % 32, rng.integers(0, stop - first, 60)], 1)
             places = np.unique(places, axis=0).astype(np.int64)
             values = rng.random(len(places)).astype(np.float32) + 0.5
-            save_file({"locations": places, "activations": values, "tokens": tokens}, hook / f"{first}_{stop - 1}.safetensors")
+            save_file(
+                {"locations": places, "activations": values, "tokens": tokens}, hook / f"{first}_{stop - 1}.safetensors"
+            )
         (hook / "config.json").write_text(json.dumps({"model_name": "m", "cache_ctx_len": 32}))
         if ours:
             (root / "scopebase.json").write_text(json.dumps({"n_features": 40, "recipe": {"max_tokens": 32}}))
@@ -234,11 +263,24 @@ def foreign(folder: Path) -> Iterator[Seed]:
     lab = make_lab(folder / "lab")
     with lab.home.database.reading() as session:
         sae = find_sae(session, "m/3-tiny")
-    yield Seed("other tools", "delphi labels", delphi_result(folder / "delphi", [{"activating": True, "prediction": True}] * 3), lambda root: _taken(lab, sae, read_delphi_labels(root, None, 2)), 0.5)
+    yield Seed(
+        "other tools",
+        "delphi labels",
+        delphi_result(folder / "delphi", [{"activating": True, "prediction": True}] * 3),
+        lambda root: _taken(lab, sae, read_delphi_labels(root, None, 2)),
+        0.5,
+    )
     source = folder / "v1" / "m" / "3-tiny"
     (source / "explanations").mkdir(parents=True)
     (source / "features").mkdir()
-    row = {"id": "c" + "a" * 24, "modelId": "m", "layer": "3-tiny", "index": "5", "description": "dogs", "explanationModelName": "gpt-4"}
+    row = {
+        "id": "c" + "a" * 24,
+        "modelId": "m",
+        "layer": "3-tiny",
+        "index": "5",
+        "description": "dogs",
+        "explanationModelName": "gpt-4",
+    }
     (source / "explanations" / "batch-0.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode() + b"\n"))
     (source / "features" / "batch-0.jsonl").write_text('{"index": "5", "maxActApprox": 1.5, "frac_nonzero": 0.1}\n')
     (source / "source.jsonl").write_text(json.dumps({"id": "3-tiny", "saelensConfig": {"sha256": sae.sha256}}) + "\n")

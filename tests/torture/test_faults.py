@@ -87,7 +87,8 @@ def test_a_service_finds_its_database_again(tmp_path: Path, database_url: str) -
     outside = Database(database_url)
 
     def throw_out() -> None:
-        others = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        here = "pid <> pg_backend_pid() AND datname = current_database()"
+        others = f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {here}"
         with outside.writing() as session:
             assert session.scalar(text(others))
 

@@ -120,7 +120,9 @@ FOUND = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("which", "file", "damage", "words"), FOUND, ids=[f"{a[1]} {i}" for i, (a, *_) in enumerate(FOUND)])
+@pytest.mark.parametrize(
+    ("which", "file", "damage", "words"), FOUND, ids=[f"{a[1]} {i}" for i, (a, *_) in enumerate(FOUND)]
+)
 def test_what_the_fuzzer_found(
     seeds: dict[tuple[str, str], Seed], tmp_path: Path, which: tuple[str, str], file: str, damage: Damage, words: str
 ) -> None:
@@ -133,10 +135,14 @@ def signed(backup: Path, to: Path, change: Callable[[Path], None]) -> Path:
     shutil.copytree(backup, to)
     change(to)
     said = json.loads((to / "backup.json").read_text())
-    said["files"] = said["files"] if isinstance(said["files"], int) else {
-        path: hashlib.sha256((to / path).read_bytes()).hexdigest() if (to / path).is_file() else sha256
-        for path, sha256 in said["files"].items()
-    }
+    said["files"] = (
+        said["files"]
+        if isinstance(said["files"], int)
+        else {
+            path: hashlib.sha256((to / path).read_bytes()).hexdigest() if (to / path).is_file() else sha256
+            for path, sha256 in said["files"].items()
+        }
+    )
     (to / "backup.json").write_text(json.dumps(said))
     return to
 
@@ -176,7 +182,10 @@ BACKUPS = {
     "a revision that is none": (listing(lambda said: said.update(revision="0000")), "made by a newer Scopebase"),
     "a revision of another kind": (listing(lambda said: said.update(revision=None)), "no readable backup.json"),
     "a dump that is cut short": (rewritten(lambda data: data[:-9], packed=True), "is damaged"),
-    "a dump with a broken block": (rewritten(lambda d: d[: len(d) // 2] + b"\xff" * 8 + d[len(d) // 2 + 8 :], packed=True), "is damaged"),
+    "a dump with a broken block": (
+        rewritten(lambda d: d[: len(d) // 2] + b"\xff" * 8 + d[len(d) // 2 + 8 :], packed=True),
+        "is damaged",
+    ),
     "a row that is no JSON": (rewritten(lambda data: b"{" + data), "is damaged"),
     "a row that is missing": (rewritten(lambda data: data[data.index(b"\n") + 1 :]), "has not the rows"),
     "a column that is none": (rewritten(lambda data: data.replace(b'"value"', b'"worth"')), "does not fit schema"),

@@ -57,4 +57,3 @@ def in_words(ended: Ended) -> None:
     """A disturbed command is killed, done, or ends with one sentence; never with anything else."""
     assert ended.killed or ended.status in (DONE, REFUSED), ended.said[-3000:]
     assert "\n" not in ended.said.strip() or ended.status != REFUSED, ended.said
-

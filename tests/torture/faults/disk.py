@@ -38,7 +38,11 @@ def full(world: World) -> str:
 
 def _filled(world: World, disk: Path) -> str:
     whole = world.rng.random() < 0.5
-    settings = Settings.read(disk / "home", {}) if whole else Settings(disk, f"sqlite:///{world.folder / 'scopebase.db'}", str(disk / "store"))
+    settings = (
+        Settings.read(disk / "home", {})
+        if whole
+        else Settings(disk, f"sqlite:///{world.folder / 'scopebase.db'}", str(disk / "store"))
+    )
     size = world.rng.randrange(8 * PAGE, 900 * PAGE, PAGE)
     failures = 0
     for _ in range(6):

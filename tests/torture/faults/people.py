@@ -151,4 +151,3 @@ def _imported(settings: Settings, pack: Path) -> None:
     home = open_home(settings)
     import_labels(Library(home), pack, "ann", SAE)
     home.close()
-

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench docs oracle gpu team-up team-down team-test clean
+.PHONY: demo test check torture bench docs oracle gpu team-up team-down team-test clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,10 @@ check: .venv/installed           ## format, lint, types, import contracts, docs,
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.documents --check
 	$(MAKE) test
+
+SEED ?= 1
+torture: .venv/installed         ## 200 faults, 500 readers, fuzzers and long state machines, from SEED (see docs/reliability.md)
+	$(BIN)/python -m tests.torture --seed $(SEED) --all
 
 docs: .venv/installed            ## write the generated references anew
 	$(BIN)/python -m tests.documents

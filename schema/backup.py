@@ -14,16 +14,20 @@ import base64
 import gzip
 import hashlib
 import json
+import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import Connection, Integer, MetaData, Table, func, inspect, select, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from schema.database import Database, check_revision, current_revision, newest_revision, upgrade
+from schema.database import Database, check_revision, current_revision, known_revision, upgrade
 from schema.errors import HomeError, InputError, WorkFailed
 from schema.home import Home, check_writable, find_home
 from schema.publish import FAULTS, overtaken, storage_faults
@@ -37,6 +41,9 @@ HALF = "half-restored"
 """A file in the store while it is being restored."""
 ATTEMPTS = 5
 ROWS = 1000
+LONGEST_LINE = 64 << 20
+"""Characters of a row."""
+_FILE = re.compile(r"store/\w+\.lance(?:/[\w.-]+)+")
 Tell = Callable[[str], None]
 
 
@@ -105,6 +112,11 @@ def restore(folder: Path, settings: Settings, tell: Tell = lambda _what: None) -
     for path, sha256 in made.files.items():
         if not (folder / path).is_file() or _sha256(folder / path) != sha256:
             raise InputError(f"{folder / path} is damaged or gone; take another backup")
+    n_rows = _counted(folder / DATABASE)
+    if n_rows != made.rows:
+        raise InputError(
+            f"{folder / DATABASE} has not the rows that {folder / 'backup.json'} counts; take another backup"
+        )
     check_writable(settings)
     _clear_half(settings)
     database = _empty(settings)
@@ -144,15 +156,40 @@ def read_backup(folder: Path) -> Backup:
         InputError: it is no whole backup, or one of a newer Scopebase.
     """
     try:
-        said = json.loads((folder / "backup.json").read_text())
-        made = Backup(**said)
-    except (OSError, ValueError, TypeError) as error:
+        made = TypeAdapter(Backup).validate_json((folder / "backup.json").read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError(f"{folder} is no whole backup: it has no readable backup.json") from error
-    if made.format != FORMAT or made.revision > newest_revision():
+    if made.format != FORMAT or not known_revision(made.revision):
         raise InputError(
-            f"{folder} was made by a newer Scopebase ({made.format}, schema {made.revision}); upgrade with: pip install -U scopebase"
+            f"{folder} was made by a newer Scopebase ({made.format[:40]!r}, schema {made.revision[:40]!r}); "
+            "upgrade with: pip install -U scopebase"
+        )
+    strange = next((path for path in made.files if path != DATABASE and not _of_a_store(path)), None)
+    if strange is not None or DATABASE not in made.files:
+        raise InputError(
+            f"{folder} is no backup: a file {(strange or DATABASE)[:80]!r} in its list cannot be one of a store"
         )
     return made
+
+
+def _of_a_store(path: str) -> bool:
+    """Whether it stays below the folder, wherever it comes from."""
+    return _FILE.fullmatch(path) is not None and not {".", ".."} & set(path.split("/"))
+
+
+def _counted(path: Path) -> dict[str, int]:
+    """Table -> rows of a dump, each of which can be read: nothing is made of a backup before all of it is known to be whole.
+
+    Raises:
+        InputError: it cannot.
+    """
+    counts: dict[str, int] = {}
+    try:
+        for name, rows in _blocks(path, zoned=False):
+            counts[name] = counts.get(name, 0) + len(rows)
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, RecursionError, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({str(error)[:120]}); take another backup") from None
+    return counts
 
 
 def _removals(home: Home) -> int:
@@ -266,15 +303,27 @@ def _empty(settings: Settings) -> Database:
 
 
 def _load(database: Database, path: Path, made: Backup) -> None:
-    """Makes the tables as they were, fills them, and brings them up to date."""
+    """Makes the tables as they were, fills them, and brings them up to date.
+
+    Raises:
+        InputError: a row is none of its table.
+    """
     upgrade(database, made.revision)
+    try:
+        _fill(database, path, made)
+    except (KeyError, SQLAlchemyError) as error:
+        why = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[0][:160]
+        raise InputError(f"{path} does not fit schema {made.revision} ({why}); take another backup") from error
+    upgrade(database)
+
+
+def _fill(database: Database, path: Path, made: Backup) -> None:
     with database.writing(alone=True) as session:
         connection = session.connection()
         tables = {table.name: table for table in _tables(connection)}
         for name, rows in _blocks(path, connection.dialect.name == "postgresql"):
             connection.execute(tables[name].insert(), rows)
         _set_sequences(connection, tables.values(), made.sequences)
-    upgrade(database)
 
 
 def _blocks(path: Path, zoned: bool) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -282,7 +331,7 @@ def _blocks(path: Path, zoned: bool) -> Iterator[tuple[str, list[dict[str, Any]]
     name = ""
     rows: list[dict[str, Any]] = []
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
+        while line := file.readline(LONGEST_LINE + 1):
             table, row = json.loads(line)
             if rows and (table != name or len(rows) == ROWS):
                 yield name, rows

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 BUSY_SECONDS = 60
-_ALONE = text("SELECT pg_advisory_xact_lock(7166501)")
+ALONE_SECONDS = 60
+_ALONE = text(
+    "SELECT pg_advisory_xact_lock(7166501), set_config('idle_in_transaction_session_timeout', :milliseconds, true)"
+)
+"""Whoever is alone and is not heard of any more, because its machine is suspended or cut off, is thrown out by the server."""
 
 
 def make_engine(url: str, *, read_only: bool = False) -> Engine:
@@ -111,7 +115,7 @@ class Database:
 def _wait_alone(connection: Connection) -> None:
     """Until the transaction ends, nobody else gets past here. On SQLite a writer is alone anyhow."""
     if connection.dialect.name == "postgresql":
-        connection.execute(_ALONE)
+        connection.execute(_ALONE, {"milliseconds": str(1000 * ALONE_SECONDS)})
 
 
 @contextmanager
@@ -121,11 +125,15 @@ def _in_words(url: str) -> Iterator[None]:
         yield
     except StaleDataError as error:
         raise Conflict("somebody else changed it at the same moment; read it again") from error
-    except OperationalError as error:
-        name = make_url(url).render_as_string(hide_password=True)
-        reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-        raise WorkFailed(f"the database {name} failed: {reason}; mend that and run the same command again") from error
     except DBAPIError as error:
+        if (
+            isinstance(error, OperationalError) or error.connection_invalidated
+        ):  # thrown out for being silent, for instance
+            name = make_url(url).render_as_string(hide_password=True)
+            reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+            raise WorkFailed(
+                f"the database {name} failed: {reason}; mend that and run the same command again"
+            ) from error
         if "NUL (0x00)" in str(error.orig) or r"\u0000 cannot be" in str(error.orig):
             raise InputError("a text holds a NUL character, which PostgreSQL does not take; leave it out") from error
         if "not a database" in str(error.orig) or "malformed" in str(error.orig):
@@ -156,6 +164,11 @@ def revisions() -> list[str]:
 
 def newest_revision() -> str:
     return revisions()[-1]
+
+
+def known_revision(revision: str) -> bool:
+    """Whether this Scopebase has a schema of that name."""
+    return revision in revisions()
 
 
 def current_revision(database: Database) -> str | None:

@@ -102,7 +102,13 @@ class Store:
         """
         if not self.has("samples"):
             return None
-        metadata = self.table("samples").schema.metadata or {}
+        try:
+            metadata = self.table("samples").schema.metadata or {}
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            raise HomeError(
+                f"the activation store {self.url} cannot be opened ({reason}); restore it from a backup, or mend its disk"
+            ) from error
         layout = metadata.get(_FORMAT, b"").decode()
         if layout != FORMAT:
             raise HomeError(

@@ -66,3 +66,17 @@ def test_the_reference_has_every_command_and_route() -> None:
         section = text.split(f"## `{f'scopebase {name}'.strip()}`")[1].split("\n## ")[0]
         assert all(option in section for option in options - {"-h"}), name
     assert json.loads((FOLDER / "openapi.json").read_text()) == json.loads(openapi())
+
+
+ROW = re.compile(r"^\| (\d+) \| (.+?) \| (.+) \|$", re.M)
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def test_every_row_of_the_fault_table_names_tests_that_exist() -> None:
+    rows = ROW.findall((ROOT / "docs" / "reliability.md").read_text())
+    assert [int(number) for number, _, _ in rows] == list(range(1, 47))
+    for number, _, held in rows:
+        named = NAMED.findall(held)
+        assert named or " " in held, f"row {number} says neither which test holds it nor why none does"
+        for file, test in named:
+            assert re.search(rf"^\s*(?:async )?def {test}\(", (ROOT / file).read_text(), re.M), f"{file}::{test}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -17,6 +18,10 @@ from schema.deadline import Deadline, allow, too_slow
 LOG = logging.getLogger("scopebase.requests")
 CLOSE = {"connection": "close"}
 """What is left of a body that is not read would be taken for the next request."""
+PATIENCE = 30.0
+"""Seconds that an upload may take, beside those that it needs at ..."""
+SLOWEST = 2048
+"""... so many bytes a second. Who sends slower holds a place that others wait for."""
 
 
 class Limits:
@@ -104,23 +109,31 @@ class Limits:
 
 
 class Body:
-    """A request's, as it comes. One that says no length, or a wrong one, is stopped where it becomes too large."""
+    """A request's, as it comes. One that says no length, or a wrong one, is stopped where it becomes too large; an upload, which has
+    all the time that it needs, where it trickles."""
 
     def __init__(self, receive: Receive, most: int, upload: bool) -> None:
         self._receive, self._most, self._upload = receive, most, upload
-        self._read, self._whole = 0, False
+        self._read, self._whole, self._begun = 0, False, time.monotonic()
         self.awaited = False
         """Whether somebody waits for more of it."""
 
     async def __call__(self) -> Message:
         self.awaited = not self._whole
-        message = await self._receive()
+        message = await (self._trickle() if self._upload and not self._whole else self._receive())
         self.awaited = False
         self._read += len(message.get("body", b""))
         if self._read > self._most:
             raise HTTPException(413, _too_large(self._most, self._upload), CLOSE)
         self._whole = self._whole or not message.get("more_body", False)
         return message
+
+    async def _trickle(self) -> Message:
+        left = self._begun + PATIENCE + self._read / SLOWEST - time.monotonic()
+        try:
+            return await asyncio.wait_for(self._receive(), max(left, 0))
+        except TimeoutError:
+            raise HTTPException(408, _too_slow(self._read), CLOSE) from None
 
 
 def _late(body: Body, seconds: float) -> Refusal:
@@ -130,6 +143,10 @@ def _late(body: Body, seconds: float) -> Refusal:
         return problem(408, said, headers=CLOSE)
     error = too_slow(seconds)
     return problem(error.http_status, str(error))
+
+
+def _too_slow(read: int) -> str:
+    return f"the body stopped coming after {read:,} bytes; send it at {SLOWEST:,} bytes a second at least"
 
 
 def _too_large(most: int, upload: bool) -> str:

@@ -125,7 +125,7 @@ class Cache:
                         raise ValueError(f"sample {sample.id!r} lies outside of the cache, or in another sample")
                     end = sample.first + sample.n_tokens
                     yield sample
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{listed} does not say where the samples of this cache lie ({str(error)[:120]}); export the cache again"
             ) from None

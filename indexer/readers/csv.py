@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from indexer.readers.jsonl import open_text
+from indexer.readers.jsonl import LONGEST_LINE, open_text
 from indexer.readers.row import Row
 from schema.errors import InputError
 
-csv.field_size_limit(1 << 30)
+csv.field_size_limit(LONGEST_LINE)
 
 
 def read_csv(path: Path) -> Iterator[Row]:
@@ -21,7 +21,7 @@ def read_csv(path: Path) -> Iterator[Row]:
     line = 0
     try:
         with open_text(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True)
+            reader = csv.DictReader(_lines(path, text), strict=True)
             if not reader.fieldnames:
                 return
             if len(set(reader.fieldnames)) < len(reader.fieldnames):
@@ -37,6 +37,15 @@ def read_csv(path: Path) -> Iterator[Row]:
         raise InputError(
             f"{path.name} is a broken gzip file ({error}) after line {line}; fetch or pack it again"
         ) from None
+
+
+def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
+    number = 0
+    while line := text.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise InputError(f"{path.name} line {number} is longer than {LONGEST_LINE >> 20} million characters")
+        yield line
 
 
 def _row(where: str, record: dict[str | None, object]) -> Row:

@@ -13,6 +13,9 @@ from typing import IO, cast
 from indexer.readers.row import Row
 from schema.errors import InputError
 
+LONGEST_LINE = 64 << 20
+"""Bytes. Longer is no row, but perhaps a small file that unpacks to very much."""
+
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """The rows of a `.jsonl` or `.jsonl.gz` file."""
@@ -33,7 +36,10 @@ def open_text(path: Path) -> IO[bytes]:
 def _lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
     number = 0
     try:
-        for number, line in enumerate(file, start=1):
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise InputError(f"{path.name} line {number} is longer than {LONGEST_LINE >> 20} MiB; that is no row")
             yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(

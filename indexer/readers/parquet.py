@@ -23,7 +23,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
                 for record in batch.to_pylist():
                     number += 1
                     yield Row(f"{path.name} row {number}", plain(record))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # values that Python has no room for too
         raise InputError(
             f"{path.name} is no readable Parquet file after row {number}: {str(error).splitlines()[0][:160]}"
         ) from None

@@ -60,6 +60,6 @@ def _config(place: Place) -> dict[str, object]:
         return {}
     try:
         value = json.loads(place.get("config.json").read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"config.json of {place.name} is not JSON: {error}") from None
     return value if isinstance(value, dict) else {}

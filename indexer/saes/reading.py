@@ -31,7 +31,7 @@ def read_json(place: Place, file: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(place.get(file).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{file} of {place.name} is missing or no JSON: {str(error)[:160]}") from None
     if not isinstance(value, dict):
         raise InputError(f"{file} of {place.name} is no JSON object")

@@ -60,7 +60,11 @@ def load(place: Place, layer: int, file: str) -> Sae:
     config = read_json(place, config_file)
     refuse_options(config, _PLAIN, config_file)
     weight, b_enc, W_dec, b_dec = needed(read_safetensors(place.get(file), file), _TENSORS, file)
-    stated = config.get("num_latents") or config.get("expansion_factor", 0) * config.get("d_in", 0)
+    stated, factor, width = (
+        whole_number(config.get(name) or 0, f"{name} of {config_file}")
+        for name in ("num_latents", "expansion_factor", "d_in")
+    )
+    stated = stated or factor * width
     if stated and stated != len(b_enc):
         raise InputError(
             f"{config_file} says {stated:,} latents, {file} has {len(b_enc):,}; they do not belong together"

@@ -30,10 +30,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path.name} holds {_culprit(str(error))}, not only tensors; Scopebase never runs what a file brings, use one of tensors only"
         ) from None
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"{path.name} is a damaged PyTorch file ({str(error).splitlines()[0][:120]}); fetch it again"
-        ) from None
+    except Exception as error:  # the unpickler stumbles over damaged bytes in any way there is
+        raise InputError(f"{path.name} is a damaged PyTorch file ({_reason(error)}); fetch it again") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{path.name} holds a {type(loaded).__name__}, not a dictionary of tensors")
     return {str(name): tensor for name, tensor in loaded.items()}
@@ -52,7 +50,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except zipfile.BadZipFile:
+    except Exception:  # zipfile checks little of what a directory says before it uses it
         raise InputError(f"{path.name} is cut short or damaged ({size:,} bytes); fetch it again") from None
     if unpacked > size + _SLACK:
         raise InputError(
@@ -70,6 +68,10 @@ def _what_else(head: bytes) -> str:
     if head.startswith(b"\x80"):
         return "is a bare pickle, which can hold code"
     return "is no PyTorch archive"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def _culprit(message: str) -> str:

@@ -5,26 +5,34 @@ Requests are made from the description, right ones and wrong ones; every answer 
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import schemathesis
+from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
 from api.app import create_app
-from api.gate.access import Access
+from api.gate.access import Access, is_open
 from api.wording import EXAMPLES
 from schema.home import open_home
 from schema.keys import create_key
 from schema.settings import Settings
+from schema.words import Scope
 from tests.api.generation.scripted import Scripted
+from tests.lengths import LONG
 
-N_EXAMPLES = {GenerationMode.POSITIVE: 3, GenerationMode.NEGATIVE: 2}
+N_EXAMPLES = (
+    {GenerationMode.POSITIVE: 60, GenerationMode.NEGATIVE: 40}
+    if LONG
+    else {GenerationMode.POSITIVE: 3, GenerationMode.NEGATIVE: 2}
+)
 """Requests a route; hypothesis adds some when one fails."""
 SAE = "tiny-qwen3/2-tiny"
 HERE = {
@@ -115,8 +123,55 @@ def test_the_examples_of_bodies_are_understood(described: Any, subtests: pytest.
                     _try(strategy, 1, refused=False)
 
 
+_LABEL = (
+    "POST /v1/labels", "PATCH /v1/labels/{label}", "DELETE /v1/labels/{label}", "POST /v1/labels/{label}/votes",
+    "POST /v1/labels/{label}/comments", "POST /v1/labels/{label}/undo", "POST /v1/labels/import",
+    "POST /v1/labels/describe", "POST /v1/labels/explain",
+)  # fmt: skip
+_WRITE = (
+    "POST /v1/evaluations", "POST /v1/evaluations/import", "DELETE /v1/evaluations/{evaluation}", "POST /v1/rules",
+    "POST /v1/rules/{name}/sign", "POST /v1/rules/{name}/evaluate", "POST /v1/steering-vectors",
+    "POST /v1/steering-vectors/import", "DELETE /v1/steering-vectors/{name}", "POST /v1/sweeps", "POST /v1/sweeps/{name}/stop",
+)  # fmt: skip
+_ADMIN = ("DELETE /v1/runs/{run}", "DELETE /v1/datasets/{dataset}", "DELETE /v1/saes/{sae}", "GET /v1/audit")
+MORE_THAN_READ = {**dict.fromkeys(_LABEL, "label"), **dict.fromkeys(_WRITE, "write"), **dict.fromkeys(_ADMIN, "admin")}
+"""Route -> the least that it asks for, where that is more than reading."""
+
+
+@pytest.fixture(scope="module")
+def keys(described: Any) -> dict[str, str]:
+    """A key of each scope, and what is none."""
+    library = described.app.state.library
+    made = {"none": "", "unknown": "sb_" + "x" * 40}
+    with library.home.database.writing() as session:
+        for scope in get_args(Scope):
+            made[scope] = create_key(session, f"only-{scope}", scope, None, "root")[1]
+    return made
+
+
+def test_every_route_asks_for_its_scope(described: Any, keys: dict[str, str]) -> None:
+    """Without a key nothing but the watched routes answers; a key of a lesser scope is refused whatever it asks."""
+    client, needed = TestClient(described.app, raise_server_exceptions=False), {}
+    for result in described.get_all_operations():
+        method, path = (operation := result.ok()).method.upper(), operation.path
+        url = re.sub(r"{[^}]*}", "1", path)
+        headers = {name: {"authorization": f"Bearer {key}"} if key else {} for name, key in keys.items()}
+        told = {name: client.request(method, url, headers=sent).status_code for name, sent in headers.items()}
+        if is_open(path):
+            assert not {401, 403} & set(told.values()), (method, path)
+            continue
+        assert (told["none"], told["unknown"]) == (401, 401), (method, path)
+        may = [scope for scope in get_args(Scope) if told[scope] not in (401, 403)]
+        assert may == list(get_args(Scope))[-len(may) :], "a higher scope may what a lower one may"
+        if may[0] != "read":
+            needed[f"{method} {path}"] = may[0]
+    assert needed == MORE_THAN_READ
+
+
 def _try(strategy: Any, n: int, refused: bool = True) -> None:
-    @settings(max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=n, deadline=None, derandomize=not LONG, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(strategy)
     def check(case: schemathesis.Case) -> None:
         response = case.call_and_validate()

@@ -1,4 +1,4 @@
-"""A short form of the chaos suite: `python -m tests.indexer.chaos --every 1` kills at every single event."""
+"""A short form of `python -m tests.torture`, which does the same two hundred times and in other ways too."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import json
 import subprocess
 import sys
 
-import pytest
 
-
-@pytest.mark.parametrize(
-    "more",
-    [["--rounds", "2", "--seed", "11"], ["--rounds", "1", "--seed", "12", "--timed"]],
-    ids=["at events", "at times"],
-)
-def test_whatever_is_killed_the_same_command_ends_the_same(more: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "tests.indexer.chaos", *more], capture_output=True, text=True)
+def test_whatever_is_killed_the_same_command_ends_the_same() -> None:
+    kinds = ["--only", "indexer-event"]
+    command = [sys.executable, "-m", "tests.torture", "--seed", "11", "--faults", "1", "--lanes", "1", "--json", *kinds]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout)["kills"] >= 1
+    faults = json.loads(done.stdout)["faults"]
+    assert [each["survived"] for each in faults] == [True]
+    assert faults[0]["kind"] == "indexer-event"
+    assert "not reached" not in faults[0]["said"]

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +18,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
-from api.services.evaluations.inspect_logs import MOST_BYTES, documents_of, read_log, too_large
+from api.services.evaluations.inspect_logs import documents_of, most_bytes, read_log, too_large
 from api.services.evaluations.scored import Scored, ScoreFile, number_of
 from schema.errors import InputError
 from schema.wire.evaluations import MOST_ROWS
 
 KINDS = "lm-eval samples, an Inspect log, CSV or JSONL"
+DAMAGE = (
+    ValueError, EOFError, RecursionError, KeyError, TypeError, OverflowError, RuntimeError, csv.Error, struct.error,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What the readers of these formats raise; zipfile's RuntimeError and NotImplementedError speak of archives that are locked or odd."""
 
 
 def read_file(path: Path, metric: str, name: str | None = None) -> ScoreFile:
@@ -42,21 +48,21 @@ def read_file(path: Path, metric: str, name: str | None = None) -> ScoreFile:
             return read_log(documents_of(path, name), metric, name)
         with path.open("rb") as file:
             plain = gzip.GzipFile(fileobj=file) if head[:2] == b"\x1f\x8b" else file
-            bounded = io.BufferedReader(_Bounded(cast(IO[bytes], plain), name))
+            bounded = io.BufferedReader(_Bounded(cast(IO[bytes], plain), name, most_bytes(path)))
             return _text(io.TextIOWrapper(bounded, encoding="utf-8-sig", newline=""), metric, name)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, RecursionError, KeyError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{name}: {error}; expected {KINDS}") from error
+    except DAMAGE as error:
+        raise InputError(f"{name}: {str(error)[:200]}; expected {KINDS}") from error
 
 
 class _Bounded(io.RawIOBase):
     """Stops where a packed file becomes too large."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        self.file, self.name, self.left = file, name, MOST_BYTES
+    def __init__(self, file: IO[bytes], name: str, most: int) -> None:
+        self.file, self.name, self.most, self.left = file, name, most, most
 
     def readable(self) -> bool:
         return True
@@ -65,7 +71,7 @@ class _Bounded(io.RawIOBase):
         piece = self.file.read(len(buffer))
         self.left -= len(piece)
         if self.left < 0:
-            raise too_large(self.name)
+            raise too_large(self.name, self.most)
         buffer[: len(piece)] = piece
         return len(piece)
 
@@ -104,8 +110,8 @@ def _lines(name: str, text: Iterable[str]) -> Iterator[dict[str, Any]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{name}, line {number}: no JSON ({error})") from error
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{name}, line {number}: no JSON ({str(error)[:160]})") from error
             if not isinstance(row, dict):
                 raise InputError(f"{name}, line {number}: expected a JSON object")
             yield row

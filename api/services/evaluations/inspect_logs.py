@@ -21,11 +21,18 @@ ZSTD_METHOD = 93
 """Of zip; newer Inspect logs use it, Python's zipfile knows it from 3.14 on."""
 MOST_BYTES = 2 << 30
 """Of a file once it is unpacked."""
+RATIO, SLACK = 200, 64 << 20
+"""How many times its own size a packed file may unpack to, and how much in any case; text packs to a tenth or so."""
 PIECE = 1 << 20
 
 
-def too_large(name: str) -> InputError:
-    return InputError(f"{name}: larger than {MOST_BYTES:,} bytes when unpacked; import it in parts")
+def most_bytes(path: Path) -> int:
+    """What a file may unpack to."""
+    return min(MOST_BYTES, RATIO * path.stat().st_size + SLACK)
+
+
+def too_large(name: str, most: int) -> InputError:
+    return InputError(f"{name}: larger than {most:,} bytes when unpacked, more than scores need; import it in parts")
 
 
 def documents_of(path: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -40,13 +47,14 @@ def documents_of(path: Path, name: str) -> Iterator[dict[str, Any]]:
             raise InputError(f"{name}: an Inspect log that was not finished, or none; it has no header.json")
         samples = sorted(n for n in names if n.startswith("samples/") and n.endswith(".json"))
         members = [archive.getinfo(n) for n in ["header.json", *samples]]
-        if sum(member.file_size for member in members) > MOST_BYTES:
-            raise too_large(name)
+        most = most_bytes(path)
+        if sum(member.file_size for member in members) > most:
+            raise too_large(name, most)
         for member in members:
-            yield json.loads(_member(archive, path, name, member))
+            yield json.loads(_member(archive, path, name, member, most))
 
 
-def _member(archive: zipfile.ZipFile, path: Path, name: str, member: zipfile.ZipInfo) -> bytes:
+def _member(archive: zipfile.ZipFile, path: Path, name: str, member: zipfile.ZipInfo, most: int) -> bytes:
     if member.compress_type != ZSTD_METHOD:
         return archive.read(member)
     with path.open("rb") as file:
@@ -57,8 +65,8 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str, member: zipfile.Zip
     stream, unpacked = pa.CompressedInputStream(pa.BufferReader(packed), "zstd"), bytearray()
     while piece := stream.read(PIECE):
         unpacked += piece
-        if len(unpacked) > MOST_BYTES:
-            raise too_large(name)
+        if len(unpacked) > most:
+            raise too_large(name, most)
     return bytes(unpacked)
 
 

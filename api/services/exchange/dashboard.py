@@ -133,7 +133,7 @@ def read_dashboard(folder: Path) -> Iterator[Theirs]:
             for row in batch["features"]:
                 values = [max(each["values"], default=0.0) for each in row["activations"]]
                 yield Theirs(int(row["feature_index"]), float(max(values, default=0.0)), float(row["frac_nonzero"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path} is no batch of SAEDashboard: {_reason(error)}") from None
 
 

@@ -111,5 +111,5 @@ def _label(index: int, text: str, scores: dict[str, float], explainer: str, meth
 def _loaded(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {str(error)[:200]}") from None

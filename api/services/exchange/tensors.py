@@ -95,7 +95,7 @@ def map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         return {name: _mapped(path, 8 + length, entry) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is no safetensors file: {str(error)[:200]}") from None
 
 

@@ -73,7 +73,7 @@ def read_pack(path: Path, name: str | None = None) -> Iterator[Line]:
 def _jsonl(path: Path, name: str, zipped: bool) -> Iterator[Line]:
     home = None
     with cast(BinaryIO, gzip.open(path)) if zipped else path.open("rb") as file:
-        for number, line in enumerate(_lines(file, name), start=1):
+        for number, line in enumerate(bounded_lines(file, name), start=1):
             place = f"{name}, line {number:,}"
             if not line.strip():
                 continue
@@ -107,7 +107,7 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
     return row
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+def bounded_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Lines of bounded length."""
     try:
         number = 0
@@ -144,7 +144,7 @@ def _parquet(path: Path, name: str) -> Iterator[Line]:
                 number += 1
                 place = f"{name}, row {number:,}"
                 yield Line(place, number, *_from_row(row, place, home))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{name} is no Parquet file that can be read: {str(error).splitlines()[0][:200]}") from None
 
 

@@ -7,12 +7,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from pydantic import ValidationError
 
 from api.services.exchange.compare import Theirs
 from api.services.labels import explanations
+from api.services.labels.packs import bounded_lines
 from api.services.neuronpedia.names import source_id
 from schema.errors import Conflict, InputError
 from schema.tables import Sae
@@ -92,16 +93,18 @@ def read_features(source: Path) -> Iterator[Theirs]:
         for number, row in _rows(path):
             try:
                 yield Theirs(int(row["index"]), float(row["maxActApprox"]), float(row["frac_nonzero"]))
-            except (KeyError, ValueError, TypeError) as error:
+            except (KeyError, ValueError, TypeError, OverflowError) as error:
                 raise InputError(f"{path}, line {number:,}: no feature of Neuronpedia ({error!r})") from None
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+        with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(bounded_lines(file, str(path)), start=1):
                 yield number, json.loads(line)
-    except (OSError, EOFError, ValueError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {str(error)[:200]}") from None
 
 

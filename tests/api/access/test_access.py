@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
@@ -23,7 +26,7 @@ from hypothesis import strategies as st
 
 from api.app import create_app
 from api.deps import needs
-from api.gate import messages
+from api.gate import limits, messages
 from api.gate.access import Access
 from api.gate.hosts import name_of
 from api.problems import PROBLEM
@@ -39,6 +42,7 @@ from schema.keys import create_key, revoke_key
 from schema.lab import Key
 from schema.settings import Settings
 from schema.tables import Setting, now
+from tests.api.generation.listening import listening
 
 ASKED = Access(auth=True)
 
@@ -541,3 +545,24 @@ def test_a_home_on_a_read_only_disk_asks_for_keys_too(service: Service, tmp_path
     assert ring.find(service.keys["read"]).name == "read"
     ring._read()  # the last use cannot be kept
     assert ring.find(service.keys["read"]).scopes == ("read",)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
+def test_a_body_that_never_ends_is_given_up_and_others_are_not(
+    service: Service, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """One byte every tenth of a second, over a real connection, as a question and as an upload; with room for one request only."""
+    monkeypatch.setattr(limits, "PATIENCE", 0.4)
+    app = create_app(service.home, access=Access(concurrent=1, seconds=1.0))
+    with listening(app) as url, socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as slow:
+        head = f"POST /v1/labels/import HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\ncontent-length: 5000\r\n\r\n"
+        slow.sendall(head.encode())
+        slow.settimeout(0.1)
+        said, begin = b"", time.monotonic()
+        while b"\r\n\r\n" not in said and time.monotonic() - begin < 10:
+            slow.sendall(b"x")
+            with contextlib.suppress(TimeoutError):
+                said += slow.recv(4096)
+        assert said.startswith(b"HTTP/1.1 408"), said
+        assert b"connection: close" in said.lower()
+        assert httpx.get(f"{url}/v1/models").status_code == 200

@@ -229,7 +229,6 @@ def test_a_file_is_told_by_its_content(tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_once_unpacked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MOST_BYTES", 50_000)
     monkeypatch.setattr(inspect_logs, "MOST_BYTES", 50_000)
     rows = json.dumps({"id": "a", "score": 1, "note": "x" * 60_000}).encode()
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(rows))
@@ -239,8 +238,18 @@ def test_what_is_too_large_once_unpacked_is_refused(tmp_path: Path, monkeypatch:
         for name, text in members.items():
             archive.writestr(name, text)
     for name in ("rows.jsonl.gz", "packed.eval", "log.eval"):
-        with pytest.raises(InputError, match=f"{name}: larger than 50,000 bytes when unpacked; import it in parts"):
+        with pytest.raises(
+            InputError,
+            match=f"{name}: larger than 50,000 bytes when unpacked, more than scores need; import it in parts",
+        ):
             read_file(tmp_path / name, "acc")
+    monkeypatch.setattr(inspect_logs, "MOST_BYTES", 1 << 30)
+    monkeypatch.setattr(inspect_logs, "SLACK", 1000)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"id": "a", "score": 1}' + b" " * 400_000))
+    with pytest.raises(
+        InputError, match="bomb.jsonl.gz: larger than [0-9]{2,3},000 bytes when unpacked, more than scores"
+    ):
+        read_file(tmp_path / "bomb.jsonl.gz", "acc")
     monkeypatch.setattr(files, "MOST_ROWS", 2)
     with pytest.raises(InputError, match="x has more than 2 rows"):
         parse_rows([{"id": str(i), "score": 1} for i in range(3)], "acc", "x")

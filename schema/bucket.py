@@ -117,20 +117,22 @@ class Bucket:
         """
         place = f"probe-{uuid.uuid4().hex}"
         with in_words(self.url):
-            obstore.put(self._store, place, b"scopebase", mode="create")
-            twice = False
-            if self.custom and self.scheme == "s3":
-                try:
-                    obstore.put(self._store, place, b"scopebase", mode="create")
-                    twice = True
-                except AlreadyExistsError:
-                    pass
+            self._put_new(place)  # False says that its first answer was lost, and that is an answer too
+            overwritten = self.custom and self.scheme == "s3" and self._put_new(place)
             obstore.delete(self._store, place)
-        if twice:
+        if overwritten:
             raise HomeError(
                 f"the object store of {self.url} ignores If-None-Match, so that two writers could overwrite each other's commits; "
                 "use one with conditional writes (AWS S3, Cloudflare R2, MinIO since 2024, Ceph since Tentacle)"
             )
+
+    def _put_new(self, path: str) -> bool:
+        """Whether an object was written that was not there."""
+        try:
+            obstore.put(self._store, path, b"scopebase", mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
 
     def has(self, path: str) -> bool:
         """Whether there is an object of exactly this name."""
@@ -230,7 +232,7 @@ AWAY: tuple[Words, ...] = (
     ),
     (
         ("error sending request", "HTTP error", "timed out", "Timeout", "connection closed", "error decoding response body",
-         "request or response body error", "Requested range", "Content-Range", "end of file before message length", "builder error"),
+         "request or response body error", "Requested range", "Content-Range", "end of file before message length", "builder error", "Generic memory error"),
         "the object store of {url} does not answer{endpoint}; check the address and the network, and try the same again",
     ),
 )  # fmt: skip

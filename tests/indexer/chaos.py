@@ -6,6 +6,7 @@ one as well, and then lets the command finish.
 
     python -m tests.indexer.chaos --rounds 40 --seed 1      # random events
     python -m tests.indexer.chaos --every 1                 # every single one
+    python -m tests.indexer.chaos --weather 0.2             # in a bucket, whose server fails a fifth of its requests
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ from indexer import fold, worker
 from indexer import run as running
 from indexer.config import IndexConfig
 from schema import catalog, home, ledger, publish, upkeep
+from schema.bucket import Bucket
+from schema.errors import Unreachable
 from schema.settings import Settings
 from schema.store import Store
 from tests.making import SONGS, TALES, make_model, make_release, write_jsonl
+from tests.objects import QUICK, serving, weather
 
 TABLES = ("samples", "tokens", "forward", "profiles", "postings", "directions_32")
 
@@ -72,6 +76,7 @@ class Events:
             (ledger.Ledger, ("lease", "stage", "commit", "reclaim")),
             (home, ("upgrade",)),
             (Store, ("create",)),
+            (Bucket, ("check_writable", "delete")),
             (running, ("register_model", "register_sae", "register_dataset", "register_run", "maintain")),
             (worker, ("publish_staged",)),
         ):
@@ -83,8 +88,22 @@ class Events:
         catalog.Session.flush = self.around(add)  # type: ignore[method-assign]
 
 
-def in_child(config: IndexConfig, settings: Settings, kill_at: float | None) -> tuple[bool, int]:
-    """Runs the command in a forked process: (whether it was killed, events it saw if not)."""
+def _indexed(config: IndexConfig, settings: Settings, patient: bool) -> bool:
+    try:
+        running.index(config, settings)
+    except Unreachable:
+        if not patient:
+            raise
+        return False
+    return True
+
+
+def in_child(config: IndexConfig, settings: Settings, kill_at: float | None, patient: bool = False) -> tuple[bool, int]:
+    """Runs the command in a forked process: (whether it was killed, events it saw if not).
+
+    Args:
+        patient: asks again as long as the bucket cannot be reached.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -95,7 +114,8 @@ def in_child(config: IndexConfig, settings: Settings, kill_at: float | None) -> 
         events = Events(kill_at if isinstance(kill_at, int) else None)
         events.watch()
         try:
-            running.index(config, settings)
+            while not _indexed(config, settings, patient):
+                pass
         except BaseException as error:
             os.write(write, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
@@ -122,17 +142,30 @@ def contents(settings: Settings) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def compare(config: IndexConfig, folder: Path, kills: Sequence[Sequence[float]], say: Callable[[str], None]) -> int:
-    """Each round in a home of its own; raises where one differs from the undisturbed. Returns the kills that hit."""
+def compare(
+    config: IndexConfig,
+    folder: Path,
+    kills: Sequence[Sequence[float]],
+    say: Callable[[str], None],
+    begun: Callable[[int], dict[str, str]] = lambda _number: {},
+    ended: Callable[[], None] = lambda: None,
+) -> int:
+    """Each round in a home of its own; raises where one differs from the undisturbed. Returns the kills that hit.
+
+    Args:
+        begun: called before each round with its number; the environment of its home's settings.
+        ended: called after it, before what it made is looked at.
+    """
     reference = Settings.read(folder / "undisturbed", {})
     # the comparison is read in a child too: a parent that has used Lance's threads could not fork any more
     hit = 0
     in_child(config, reference, None)
     for number, events in enumerate(kills):
-        settings = Settings.read(folder / f"round-{number}", {})
-        killed = [in_child(config, settings, event)[0] for event in events]
+        settings = Settings.read(folder / f"round-{number}", begun(number))
+        killed = [in_child(config, settings, event, patient=True)[0] for event in events]
         hit += sum(killed)
-        in_child(config, settings, None)
+        in_child(config, settings, None, patient=True)
+        ended()
         difference = _in_reader(reference, settings)
         say(
             f"round {number}: killed at {[e for e, k in zip(events, killed, strict=True) if k]}: {difference or 'same'}"
@@ -187,12 +220,38 @@ def chosen(rng: random.Random, rounds: int, most: float) -> list[list[float]]:
     return [[draw(most), *([draw(most / 2)] if rng.random() < 0.5 else [])] for _ in range(rounds)]
 
 
+def in_weather(share: float, seed: int) -> Callable[[IndexConfig, Path, Sequence[Sequence[float]], Any], int]:
+    """`compare` with the rounds' stores in a bucket, whose server fails this share of its requests."""
+
+    def compared(
+        config: IndexConfig, folder: Path, kills: Sequence[Sequence[float]], say: Callable[[str], None]
+    ) -> int:
+        with serving(folder / "bucket") as bucket:
+            os.environ |= {**bucket.environ, "SCOPEBASE_STORE_OPTIONS": QUICK}
+
+            def begun(number: int) -> dict[str, str]:
+                bucket.fail(*weather(seed * 1000 + number, share))
+                return {"SCOPEBASE_STORE_URL": bucket.url(f"round-{number}")}
+
+            return compare(config, folder, kills, say, begun, bucket.fail)
+
+    return compared
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timed", action="store_true", help="kill after random times instead of at events")
     parser.add_argument("--every", type=int, default=0, help="every N-th event instead of random ones")
+    parser.add_argument(
+        "--weather", type=float, help="the store in a bucket, whose server fails this share of its requests"
+    )
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     config = make_case_apart(folder / "case")
@@ -202,7 +261,7 @@ def main() -> None:
     kills = chosen(random.Random(args.seed), args.rounds, seconds if args.timed else n)
     if args.every:
         kills = [[event] for event in range(args.seed, n, args.every)]
-    hit = compare(config, folder, kills, lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
+    hit = (compare if args.weather is None else in_weather(args.weather, args.seed))(config, folder, kills, _say)
     print(json.dumps({"events": n, "rounds": len(kills), "kills": hit, "seed": args.seed}))  # noqa: T201
 
 

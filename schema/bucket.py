@@ -232,7 +232,8 @@ AWAY: tuple[Words, ...] = (
     ),
     (
         ("error sending request", "HTTP error", "timed out", "Timeout", "connection closed", "error decoding response body",
-         "request or response body error", "Requested range", "Content-Range", "end of file before message length", "builder error", "Generic memory error"),
+         "request or response body error", "Requested range", "Content-Range", "end of file before message length", "builder error",
+         "Generic memory error"),
         "the object store of {url} does not answer{endpoint}; check the address and the network, and try the same again",
     ),
 )  # fmt: skip

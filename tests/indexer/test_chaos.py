@@ -14,7 +14,7 @@ import pytest
     [
         ["--rounds", "2", "--seed", "11"],
         ["--rounds", "1", "--seed", "12", "--timed"],
-        ["--rounds", "1", "--seed", "13", "--weather", "0.2"],
+        ["--rounds", "1", "--seed", "13", "--weather", "0.1"],
     ],
     ids=["at events", "at times", "in a bucket that fails"],
 )

@@ -60,9 +60,14 @@ def storage_options(url: str, environ: Mapping[str, str] = os.environ) -> dict[s
         }
     except (ValueError, AttributeError) as error:
         raise HomeError(f'{OPTIONS} is no JSON object; write it like {{"timeout": "60s"}}') from error
-    endpoint = given.get("aws_endpoint", given.get("endpoint", environ.get("AWS_ENDPOINT_URL", "")))
-    plain = {"allow_http": "true"} if endpoint.startswith("http://") else {}
+    plain = {"allow_http": "true"} if _endpoint(given, environ).startswith("http://") else {}
     return {**WORK, **plain, **given}
+
+
+def _endpoint(options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> str:
+    """The address of an S3 server that is not Amazon's, under any of its names; empty for Amazon's own."""
+    asked = next((value for name, value in options.items() if name.endswith("endpoint")), "")
+    return asked or environ.get("AWS_ENDPOINT_URL") or environ.get("AWS_ENDPOINT") or ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Bucket:
     def __init__(self, url: str, options: Mapping[str, str]) -> None:
         parts = urlsplit(url)
         self.url, self.scheme, self.name = url, parts.scheme, parts.netloc
-        self.custom = "endpoint" in " ".join(options) or "AWS_ENDPOINT_URL" in os.environ
+        self.custom = bool(_endpoint(options))
         client: Any = {name: _flag(options[name]) for name in CLIENT if name in options}
         config = {n: v for n, v in options.items() if n not in CLIENT and not n.startswith(LANCE_ONLY)}
         retry: Any = {
@@ -261,7 +266,7 @@ def fault_of(url: str, error: BaseException) -> ScopebaseError | None:
     if not isinstance(error, BaseError) and not any(speaker in text for speaker in SPEAKERS):
         return None
     parts = urlsplit(url)
-    place = os.environ.get("AWS_ENDPOINT_URL", "") if parts.scheme == "s3" else ""
+    place = _endpoint({}) if parts.scheme == "s3" else ""
     words = {
         "url": url,
         "bucket": parts.netloc,

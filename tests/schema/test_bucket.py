@@ -190,7 +190,8 @@ def test_options_reach_lance_and_obstore_by_their_own_names() -> None:
     options = storage_options("s3://b/p", given)
     assert options["timeout"] == "60s"
     assert options["allow_http"] == "true"
-    assert storage_options("s3://b/p", {"AWS_ENDPOINT_URL": "http://minio:9000"})["allow_http"] == "true"
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"):
+        assert storage_options("s3://b/p", {name: "http://minio:9000"})["allow_http"] == "true"
     assert "allow_http" not in storage_options("s3://b/p", {"AWS_ENDPOINT_URL": "https://r2.example"})
 
 

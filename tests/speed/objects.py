@@ -81,7 +81,7 @@ def asked(settings: Settings, bucket: Any) -> list[Row]:
             [lambda n=n: ask(f"overlap?{sae}&min_samples={n}&{EVERY}") for n in range(2, 2 + TIMES)],
         )
         where = {"dataset": "d0", "min_rate": 0.05, "max_rate": 0.6}
-        query = {"sae": SAE_NAME, "where": where, "sort": "rate", "limit": 50, "samples": 0}
+        query = {"sae": SAE_NAME, "where": where, "sort": "rate", "limit": 50}
         features = [item["index"] for item in ask("features/query", query)["data"]]
         taken("dossier of a feature, cold", [lambda: ask(f"features/{SAE_NAME}/{features[0]}")])
         taken(

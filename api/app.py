@@ -54,6 +54,7 @@ from api.services.library import Library
 from api.services.sweeps.runner import Runner
 from api.services.version import running_version
 from schema import tracing
+from schema.bucket import fault_of
 from schema.errors import ScopebaseError
 from schema.generation import Generator
 from schema.home import Home
@@ -199,6 +200,10 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _broken(request: Request, error: Exception) -> JSONResponse:
-    """A fault of ours, without its words: they may hold what was asked."""
+    """A fault of ours, without its words: they may hold what was asked; or of the bucket's, met in the middle of a read."""
+    store = request.app.state.library.store
+    known = None if store.local else fault_of(store.url, error)
+    if known is not None:
+        return _refused(request, known)
     detail = f"a fault of Scopebase ({type(error).__name__}); the server's log has its trace"
     return problem(500, detail, headers={HEADER: request.state.request_id})

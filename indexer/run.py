@@ -55,11 +55,12 @@ def index(config: IndexConfig, settings: Settings, progress: Progress | None = N
     home = make_home(settings)
     engine = Engine(plan, progress)
     try:
-        take_up(home)
-        reports = [each for spec, found in plan.datasets for each in index_one(home, engine, spec, found, progress)]
-        added = add_logits(home, engine, progress)
-        if spent_parts(home):  # an earlier call died between finishing its run and tidying up
-            tidy(home)
+        with home.store.faults():
+            take_up(home)
+            reports = [each for spec, found in plan.datasets for each in index_one(home, engine, spec, found, progress)]
+            added = add_logits(home, engine, progress)
+            if spent_parts(home):  # an earlier call died between finishing its run and tidying up
+                tidy(home)
         return [replace(each, logits=[name for name in each.saes if name in added]) for each in reports]
     finally:
         home.close()

@@ -60,9 +60,14 @@ def storage_options(url: str, environ: Mapping[str, str] = os.environ) -> dict[s
         }
     except (ValueError, AttributeError) as error:
         raise HomeError(f'{OPTIONS} is no JSON object; write it like {{"timeout": "60s"}}') from error
-    endpoint = given.get("aws_endpoint", given.get("endpoint", environ.get("AWS_ENDPOINT_URL", "")))
-    plain = {"allow_http": "true"} if endpoint.startswith("http://") else {}
+    plain = {"allow_http": "true"} if _endpoint(given, environ).startswith("http://") else {}
     return {**WORK, **plain, **given}
+
+
+def _endpoint(options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> str:
+    """The address of an S3 server that is not Amazon's, under any of its names; empty for Amazon's own."""
+    asked = next((value for name, value in options.items() if name.endswith("endpoint")), "")
+    return asked or environ.get("AWS_ENDPOINT_URL") or environ.get("AWS_ENDPOINT") or ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Bucket:
     def __init__(self, url: str, options: Mapping[str, str]) -> None:
         parts = urlsplit(url)
         self.url, self.scheme, self.name = url, parts.scheme, parts.netloc
-        self.custom = "endpoint" in " ".join(options) or "AWS_ENDPOINT_URL" in os.environ
+        self.custom = bool(_endpoint(options))
         client: Any = {name: _flag(options[name]) for name in CLIENT if name in options}
         config = {n: v for n, v in options.items() if n not in CLIENT and not n.startswith(LANCE_ONLY)}
         retry: Any = {
@@ -117,20 +122,22 @@ class Bucket:
         """
         place = f"probe-{uuid.uuid4().hex}"
         with in_words(self.url):
-            obstore.put(self._store, place, b"scopebase", mode="create")
-            twice = False
-            if self.custom and self.scheme == "s3":
-                try:
-                    obstore.put(self._store, place, b"scopebase", mode="create")
-                    twice = True
-                except AlreadyExistsError:
-                    pass
+            self._put_new(place)  # False says that its first answer was lost, and that is an answer too
+            overwritten = self.custom and self.scheme == "s3" and self._put_new(place)
             obstore.delete(self._store, place)
-        if twice:
+        if overwritten:
             raise HomeError(
                 f"the object store of {self.url} ignores If-None-Match, so that two writers could overwrite each other's commits; "
                 "use one with conditional writes (AWS S3, Cloudflare R2, MinIO since 2024, Ceph since Tentacle)"
             )
+
+    def _put_new(self, path: str) -> bool:
+        """Whether an object was written that was not there."""
+        try:
+            obstore.put(self._store, path, b"scopebase", mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
 
     def has(self, path: str) -> bool:
         """Whether there is an object of exactly this name."""
@@ -230,7 +237,8 @@ AWAY: tuple[Words, ...] = (
     ),
     (
         ("error sending request", "HTTP error", "timed out", "Timeout", "connection closed", "error decoding response body",
-         "request or response body error", "Requested range", "Content-Range", "end of file before message length", "builder error"),
+         "request or response body error", "Requested range", "Content-Range", "end of file before message length", "builder error",
+         "Generic memory error"),
         "the object store of {url} does not answer{endpoint}; check the address and the network, and try the same again",
     ),
 )  # fmt: skip
@@ -258,7 +266,7 @@ def fault_of(url: str, error: BaseException) -> ScopebaseError | None:
     if not isinstance(error, BaseError) and not any(speaker in text for speaker in SPEAKERS):
         return None
     parts = urlsplit(url)
-    place = os.environ.get("AWS_ENDPOINT_URL", "") if parts.scheme == "s3" else ""
+    place = _endpoint({}) if parts.scheme == "s3" else ""
     words = {
         "url": url,
         "bucket": parts.netloc,

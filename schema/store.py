@@ -121,7 +121,6 @@ class Store:
         """Makes the tables that are missing. `samples` comes last: it stands for the whole."""
         if self.local:
             Path(self.url).mkdir(parents=True, exist_ok=True)
-        self._absent.clear()
         for name in sorted(tables, key=lambda table: table == "samples"):
             if not self.has(name):
                 row = fence_row(name).replace_schema_metadata({_IDENTITY: identity.encode(), _FORMAT: FORMAT.encode()})
@@ -130,6 +129,7 @@ class Store:
                 except OSError:
                     if not self.has(name):  # else another process has just made it
                         raise
+            self._absent.discard(name)
 
     def save(self, name: str, rows: Any, mode: str) -> Any:
         """Writes a table at once, without a ledger: `create`, `append` or `overwrite`; the handle of what was written."""

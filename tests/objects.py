@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "scopebase"
 """The bucket that is there from the start."""
 KEY, SECRET = "tester", "not-a-secret"
+QUICK = json.dumps({"client_max_retries": "1", "client_retry_timeout": "1", "timeout": "2s", "connect_timeout": "1s"})
+"""SCOPEBASE_STORE_OPTIONS of tests that wait for what fails."""
 CONTROL = "/-/"
 """No bucket can have this name."""
 
@@ -62,6 +64,20 @@ class Fault:
     """So many times, then never again."""
     seconds: float = 0.2
     """How long `slow` waits."""
+
+
+def weather(seed: int, share: float = 0.1) -> tuple[Fault, ...]:
+    """Every kind of fault at once, each to its part of the requests: what a torture run asks a server to do."""
+    kinds = (
+        Fault("answer", status=500),
+        Fault("answer", status=503, code="SlowDown"),
+        Fault("lost", methods=("PUT",)),
+        Fault("hang_up"),
+        Fault("cut", methods=("GET", "PUT")),
+        Fault("partial", methods=("GET",)),
+        Fault("slow", seconds=0.1),
+    )
+    return tuple(replace(kind, share=share / len(kinds), seed=seed * 100 + i) for i, kind in enumerate(kinds))
 
 
 class Control:

@@ -54,6 +54,9 @@ class Held:
     def holds(self, key: Hashable) -> bool:
         return self._shelf.find(key) is not None
 
+    def put(self, key: Hashable, thing: Thing) -> None:
+        self._shelf.put(key, thing, thing.nbytes)
+
     def get(self, key: Hashable, compute: Callable[[], Thing]) -> Thing:
         """The thing of this key, computed where it is not held."""
         found: Thing | None = self._shelf.find(key)

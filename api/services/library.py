@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, is_dataclass
-from functools import partial
 from itertools import repeat
 from typing import Any, TypeVar
 
@@ -116,9 +115,8 @@ class Library:
         """Reads the counts that are not held yet, many pairs in one read: of a bucket every read is a wait of its own."""
         lacking = [pair for pair in dict.fromkeys(pairs) if not self._counts.holds(pair)]
         for begin in range(0, len(lacking), TOGETHER):
-            read = self._read(lacking[begin : begin + TOGETHER])
-            for pair in read:
-                self._counts.get(pair, partial(read.__getitem__, pair))
+            for pair, counts in self._read(lacking[begin : begin + TOGETHER]).items():
+                self._counts.put(pair, counts)
 
     def _read(self, pairs: Sequence[int]) -> dict[int, Counts]:
         columns = ["n_samples", "n_tokens", "samples_any", "samples_last", "tokens", "maxima"]

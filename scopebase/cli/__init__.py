@@ -139,6 +139,12 @@ def main() -> None:
     except ScopebaseError as error:
         ERRORS.print(f"scopebase: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_status)
+    except (OSError, ValueError, RuntimeError) as error:
+        known = _of_the_bucket(error)
+        if known is None:
+            raise
+        ERRORS.print(f"scopebase: {known}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(known.exit_status)
     except UsageError as error:
         where = f" ('{error.ctx.command_path} --help' says more)" if error.ctx else ""
         ERRORS.print(f"scopebase: {error.format_message()}{where}", markup=False, highlight=False, soft_wrap=True)
@@ -149,3 +155,15 @@ def main() -> None:
     except BrokenPipeError:  # `scopebase ... | head`
         sys.exit(0)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _of_the_bucket(error: Exception) -> ScopebaseError | None:
+    """What a bucket said in the middle of a read, in one sentence; None where it was somebody else's word."""
+    from schema.settings import Settings
+
+    url = Settings.read().store_url
+    if "://" not in url or isinstance(error, BrokenPipeError):
+        return None
+    from schema.bucket import fault_of
+
+    return fault_of(url, error)

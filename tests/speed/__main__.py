@@ -19,7 +19,20 @@ from pathlib import Path
 import torch
 
 import scopebase  # noqa: F401
-from tests.speed import indexing, labels, load, memory, publishing, queries, sealing, service, start, steering, storage
+from tests.speed import (
+    indexing,
+    labels,
+    load,
+    memory,
+    objects,
+    publishing,
+    queries,
+    sealing,
+    service,
+    start,
+    steering,
+    storage,
+)
 
 PARTS = {
     "indexing": indexing.measure,
@@ -27,6 +40,7 @@ PARTS = {
     "service": service.measure,
     "start": start.measure,
     "queries": queries.measure,
+    "objects": objects.measure,
     "labels": labels.measure,
     "load": load.measure,
     "memory": memory.measure,

@@ -27,6 +27,7 @@ from tests.speed import (
     objects,
     publishing,
     queries,
+    ray,
     sealing,
     service,
     start,
@@ -36,6 +37,7 @@ from tests.speed import (
 
 PARTS = {
     "indexing": indexing.measure,
+    "ray": ray.measure,
     "storage": storage.measure,
     "service": service.measure,
     "start": start.measure,

@@ -214,11 +214,12 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_it_does_what_a_plain_model_says(database: Database, clock: Clock) -> None:
+    examples = 12 if database.url.startswith("sqlite") else 6  # a server's commits take longer
     machine = type("OnThis", (Machine,), {"database": database, "clock": clock})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25,
+            max_examples=examples,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict
@@ -41,7 +43,8 @@ def hand_over(access: Access, settings: Settings, meaning: str | None, explainer
     os.environ[MEANING] = meaning or ""
     os.environ[EXPLAINER] = json.dumps(asdict(explainer) if explainer else None)
     os.environ["SCOPEBASE_HOME"] = str(settings.home)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="scopebase-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared = tempfile.mkdtemp(prefix="scopebase-metrics-")
+    atexit.register(shutil.rmtree, shared, ignore_errors=True)
 
 
 def make() -> FastAPI:

@@ -132,6 +132,7 @@ _WRITE = (
     "POST /v1/evaluations", "POST /v1/evaluations/import", "DELETE /v1/evaluations/{evaluation}", "POST /v1/rules",
     "POST /v1/rules/{name}/sign", "POST /v1/rules/{name}/evaluate", "POST /v1/steering-vectors",
     "POST /v1/steering-vectors/import", "DELETE /v1/steering-vectors/{name}", "POST /v1/sweeps", "POST /v1/sweeps/{name}/stop",
+    "POST /v1/jobs", "POST /v1/jobs/{job}/cancel", "POST /v1/jobs/{job}/retry", "DELETE /v1/jobs/{job}",
 )  # fmt: skip
 _ADMIN = ("DELETE /v1/runs/{run}", "DELETE /v1/datasets/{dataset}", "DELETE /v1/saes/{sae}", "GET /v1/audit")
 MORE_THAN_READ = {**dict.fromkeys(_LABEL, "label"), **dict.fromkeys(_WRITE, "write"), **dict.fromkeys(_ADMIN, "admin")}

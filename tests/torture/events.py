@@ -27,7 +27,7 @@ TOUCHING: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (home, ("upgrade",)),
     (Store, ("create",)),
     (running, ("register_model", "register_sae", "register_dataset", "register_run", "maintain")),
-    (worker, ("publish_staged",)),
+    (worker, ("publish_staged", "fold")),
     (removals, ("remove_rows", "_forget")),
     (backup, ("_dump", "_copy_table", "_fetch", "_put", "_set_sequences", "upgrade")),
 )

@@ -43,7 +43,7 @@ def _filled(world: World, disk: Path) -> str:
         if whole
         else Settings(disk, f"sqlite:///{world.folder / 'scopebase.db'}", str(disk / "store"))
     )
-    size = world.rng.randrange(8 * PAGE, 900 * PAGE, PAGE)
+    size = world.rng.randrange(8 * PAGE, 400 * PAGE, PAGE)
     failures = 0
     for _ in range(6):
         _resize(disk, size)

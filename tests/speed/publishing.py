@@ -11,18 +11,22 @@ import uuid
 from pathlib import Path
 
 import pyarrow as pa
+import torch
 
+from indexer.encoder import Firing
+from indexer.shard import PairEncoder, ShardEncoder
 from schema.catalog import register_dataset, register_model, register_run, register_sae
 from schema.home import Home, make_home
 from schema.layout import SAMPLES
-from schema.publish import fence_id, publish, replace, write
+from schema.publish import fence_id, publish, replace, size, write
 from schema.recipe import Recipe
 from schema.records import ShardRange, Survey
 from schema.settings import Settings
 from schema.store import Store
 from schema.tables import Run
+from tests.speed.feeding import Invented, NoModel
 from tests.speed.harness import FOLDER, Table, fresh
-from tests.speed.synthetic import MODEL, SAE
+from tests.speed.synthetic import D_SAE, MODEL, SAE, K, _tokens
 
 N_FRAGMENTS = (10, 1_000, 10_000)
 N_SHARDS = (1_000, 100_000)
@@ -32,7 +36,39 @@ N_TIMES = 20
 def measure(args: argparse.Namespace) -> list[Table]:
     """Both, on this disk, in SQLite and PostgreSQL."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    return [_publishing(), _leasing()]
+    return [_packing(), _publishing(), _leasing()]
+
+
+class _Replayed(Invented):
+    """Invents what one batch fires once, and repeats it."""
+
+    def __init__(self) -> None:
+        super().__init__(D_SAE, K, 5)
+        self._known: dict[int, Firing] = {}
+
+    def encode(self, residual: torch.Tensor) -> Firing:
+        if len(residual) not in self._known:
+            self._known[len(residual)] = super().encode(residual)
+        return self._known[len(residual)]
+
+
+def _packing() -> Table:
+    """One shard of one layer, whose activations are there: sorted, counted, compressed, written and synced."""
+    store = Store(str(fresh("packing")))
+    store.create("packing")
+    tokens = [_tokens(i, 128) for i in range(256)]
+    worker = ShardEncoder(NoModel(), [PairEncoder(1, 0, _Replayed())], 2048)  # type: ignore[arg-type]
+    took, held = [], 0
+    for _ in range(4):
+        begin = time.process_time()
+        rows = worker.encode(tokens, 0)
+        fragments = [text for table in rows.forward() for text in write(store, "forward", table)]
+        write(store, "parts", rows.parts())
+        took.append(time.process_time() - begin)
+        held = size({"forward": fragments})
+    each = rows.stats.activations
+    row = [f"{each:,}", f"{each / min(took[1:]) / 1e6:.1f}", f"{held / each:.2f}"]
+    return Table("Rows of one shard and layer on one core", ["activations", "million a second", "bytes each"], [row])
 
 
 def _publishing() -> Table:

@@ -86,11 +86,12 @@ def remove_rows(store: Store, table: str, first: int, stop: int) -> None:
 def _sweep(store: Store, table: str) -> None:
     """Removes data files that no version names and no living worker can still be writing."""
     snapshot = store.latest(table)
-    files = [row for batch in snapshot.all_files() for row in batch.to_pylist() if row["path"].startswith("data/")]
+    files = [row for batch in snapshot.all_files() for row in batch.to_pylist()]
     tracked = {path for batch in snapshot.tracked_files() for path in batch.column("path").to_pylist()}
     # A bucket's clock need not be this machine's; its newest object, just written by maintenance, tells its time.
-    now = datetime.now(UTC) if store.local else max((row["last_modified"] for row in files), default=datetime.now(UTC))
-    lost = [row["path"] for row in files if row["path"] not in tracked and row["last_modified"] < now - ORPHAN_AGE]
+    now = datetime.now(UTC) if store.local else max(row["last_modified"] for row in files)
+    untracked = (row for row in files if row["path"].startswith("data/") and row["path"] not in tracked)
+    lost = [row["path"] for row in untracked if row["last_modified"] < now - ORPHAN_AGE]
     if store.local:
         for path in lost:
             Path(store.uri(table), path).unlink(missing_ok=True)

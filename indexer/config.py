@@ -59,6 +59,28 @@ class IndexConfig:
             raise InputError(f"--bad-rows {self.bad_rows!r}: {' or '.join(BAD_ROWS)}")
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Which machines share the work, and what each worker gets of them."""
+
+    address: str | None = None
+    """Of a Ray cluster: `auto`, `host:port` or `ray://host:port`; None starts Ray on this machine."""
+    workers: int | None = None
+    """None: as many as there is room for, more when machines come."""
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
+    layers_per_worker: int | None = None
+    """SAEs of so many layers are held at once; None: of all layers."""
+
+    def __post_init__(self) -> None:
+        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
+            raise InputError(f"--cpus-per-worker {self.cpus_per_worker}: at least 1")
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker <= 1:
+            raise InputError(f"--gpus-per-worker {self.gpus_per_worker}: 0, 1, or a part of one like 0.5")
+        if self.layers_per_worker is not None and self.layers_per_worker < 1:
+            raise InputError(f"--layers-per-worker {self.layers_per_worker}: at least 1")
+
+
 def parse_dataset_option(text: str) -> tuple[str, str]:
     """`NAME=SOURCE` in its parts."""
     name, sign, source = text.partition("=")

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 
 from indexer.encoder import Encoder, make_encoder
+from indexer.logits import Head
 from indexer.prepare import Plan
 from indexer.progress import Progress
 from indexer.shard import PairEncoder, ShardEncoder
@@ -29,6 +30,11 @@ class Engine:
         self.progress.say(f"loading {plan.model.card.name} ({plan.recipe.dtype}, {plan.device})")
         deepest = max(card.layer for card in plan.saes)
         return plan.model.load(deepest, plan.device, getattr(torch, plan.recipe.dtype), head=bool(plan.logits))
+
+    @cached_property
+    def head(self) -> Head:
+        """Raises InputError where the family keeps it elsewhere, see `indexer.logits.find_head`."""
+        return self.subject.head()
 
     def for_run(self, run: Run) -> ShardEncoder:
         """The encoders of a run's SAEs behind one model."""

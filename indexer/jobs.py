@@ -253,6 +253,8 @@ class JobBar:
         self.tokens += tokens
         self.watched.change()
 
+    def note(self, text: str) -> None: ...
+
     def told(self) -> JobProgress:
         seconds, worked = max(time.monotonic() - self.begin, 1e-3), self.done - self.before
         left = None if self.total is None or not worked else seconds / worked * max(0, self.total - self.done)

@@ -43,11 +43,12 @@ class Plan:
     """The SAEs whose logit effects are still to be made."""
 
 
-def prepare(config: IndexConfig, home: Home | None, progress: Progress) -> Plan:
+def prepare(config: IndexConfig, home: Home | None, progress: Progress, device: torch.device | None = None) -> Plan:
     """Reads the model's description, the SAEs and the datasets.
 
     Args:
         home: where it exists already, for what it knows of the SAEs' files.
+        device: where the work will be done, if that is not here.
 
     Raises:
         InputError: anything that would keep the work from being done.
@@ -61,7 +62,7 @@ def prepare(config: IndexConfig, home: Home | None, progress: Progress) -> Plan:
     release = open_release(config.sae)
     layers = release.choose(config.layers)
     _check_layers(layers, model, release)
-    device = choose_device(config.device)
+    device = device or choose_device(config.device)
     dtype = choose_dtype(config.dtype, device, model.config)
     batch_tokens = config.batch_tokens or (GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS)
     recipe = _recipe(config, model, dtype)

@@ -12,6 +12,9 @@ class Bar(Protocol):
     def advance(self, amount: int, tokens: int = 0) -> None:
         """So much more is done; tokens, where that is what the rate is told in."""
 
+    def note(self, text: str) -> None:
+        """Who is at it, and with what."""
+
 
 class Progress(Protocol):
     """Somebody who watches."""
@@ -30,6 +33,8 @@ class NoBar:
     """A bar that nobody sees."""
 
     def advance(self, amount: int, tokens: int = 0) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 class Silent:

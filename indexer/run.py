@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -21,7 +21,7 @@ from indexer.config import IndexConfig
 from indexer.engine import Engine
 from indexer.logits import write_logits
 from indexer.prepare import Plan, prepare
-from indexer.progress import Progress, Silent
+from indexer.progress import Bar, Progress, Silent
 from indexer.saes.known import load_known
 from indexer.survey import DatasetSpec
 from indexer.worker import Stats, Worker, do_shard, publish_staged
@@ -81,16 +81,20 @@ def index_one(home: Home, engine: Engine, spec: DatasetSpec, found: Survey, prog
     if not finished:
         Worker(home, engine, run, spec, found, progress).work()
         tidy(home)
-    return [report(home, each, already=finished or each != run.id) for each in _runs(home, plan, run)]
+    return [report(home, each, already=finished or each != run.id) for each in runs_of(home, plan, run)]
 
 
-def _runs(home: Home, plan: Plan, run: Run) -> list[int]:
-    """The finished runs that hold a dataset with the plan's SAEs."""
-    names = [str(SaeName(plan.model.card.name, card.layer, plan.set_name)) for card in plan.saes]
+def runs_of(home: Home, plan: Plan, run: Run) -> list[int]:
+    """The finished runs that hold a run's dataset with the plan's SAEs."""
     with home.database.reading() as session:
-        asked = set(session.scalars(select(Sae.id).where(Sae.name.in_(names))))
+        asked = set(session.scalars(select(Sae.id).where(Sae.name.in_(sae_names(plan, plan.saes)))))
         done = finished_pairs(session, session.get_one(Dataset, run.dataset_id), Recipe(**run.recipe))
     return sorted({each for sae, each in done.items() if sae in asked})
+
+
+def sae_names(plan: Plan, cards: Sequence[SaeCard]) -> list[str]:
+    """The ids of a plan's SAEs."""
+    return [str(SaeName(plan.model.card.name, card.layer, plan.set_name)) for card in cards]
 
 
 def add_logits(home: Home, engine: Engine, progress: Progress) -> list[str]:
@@ -99,30 +103,48 @@ def add_logits(home: Home, engine: Engine, progress: Progress) -> list[str]:
     if not plan.logits:
         return []
     try:
-        head = engine.subject.head()
+        saes = open_logit_shards(home, engine)
     except InputError as error:
         if plan.config.logits == "yes":
             raise
         progress.say(f"logit effects are left out: {error}")
         return []
+    with progress.bar("computing logit effects", sum(card.d_sae for card in plan.logits)) as bar:
+        while do_logits(home, engine, saes, bar) is not None:
+            progress.border()
+    tidy(home)
+    return [sae.name for sae in saes.values()]
+
+
+def open_logit_shards(home: Home, engine: Engine) -> dict[int, Sae]:
+    """The SAEs whose logits a plan wants, by id, with a shard each.
+
+    Raises:
+        InputError: the model's head is not where it is looked for.
+    """
+    assert engine.head is not None  # found before anything is written
     home.ensure_table("logits")
-    names = [str(SaeName(plan.model.card.name, card.layer, plan.set_name)) for card in plan.logits]
+    names = sae_names(engine.plan, engine.plan.logits)
     with home.database.writing(alone=True) as session:
         saes = {sae.id: sae for sae in session.scalars(select(Sae).where(Sae.name.in_(names)))}
         open_logits(session, list(saes))
+    return saes
+
+
+def do_logits(home: Home, engine: Engine, saes: Mapping[int, Sae], bar: Bar) -> Shard | None:
+    """Leases the logits of one of these SAEs and makes them; None where there are none to be had."""
+    plan = engine.plan
 
     def work(shard: Shard, staged: Staged) -> Stats:
         assert shard.sae_id is not None
         sae = load_known(saes[shard.sae_id], [plan.release])
-        staged |= write_logits(home.store, shard.sae_id, sae, head, plan.model.tokenizer, plan.device, bar)
+        staged |= write_logits(home.store, shard.sae_id, sae, engine.head, plan.model.tokenizer, plan.device, bar)
         return {}
 
-    with progress.bar("computing logit effects", sum(card.d_sae for card in plan.logits)) as bar:
-        while (shard := home.ledger.lease_logits(list(saes))) is not None:
-            do_shard(home, shard, work)
-            progress.border()
-    tidy(home)
-    return names
+    shard = home.ledger.lease_logits(list(saes))
+    if shard is not None:
+        do_shard(home, shard, work)
+    return shard
 
 
 def register(

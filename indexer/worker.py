@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from typing import Any
-
-from sqlalchemy import func, select
 
 import indexer.saes
 from indexer.engine import Engine
@@ -22,6 +20,7 @@ from indexer.survey import DatasetSpec
 from schema import tracing
 from schema.errors import LeaseLost
 from schema.home import Home
+from schema.ledger import KINDS
 from schema.lookup import segments_of
 from schema.publish import Staged, discard, file_names, publish, size, write
 from schema.recipe import Recipe
@@ -61,13 +60,23 @@ class Worker:
         with self._stack:
             while True:
                 self.progress.border()
-                shard = self.home.ledger.lease(self.run.id)
-                if shard is not None:
-                    self._do(shard)
-                elif self._finished():
-                    return
-                else:
+                if self.step() is None:
+                    if self._finished():
+                        return
                     self._wait()
+
+    def step(self, kinds: Collection[str] = KINDS) -> Shard | None:
+        """Leases one shard and does it; None where there is none to be had."""
+        shard = self.home.ledger.lease(self.run.id, kinds)
+        if shard is not None:
+            self._do(shard)
+        return shard
+
+    def work_off(self, kind: str) -> None:
+        """Does what there is of one kind."""
+        with self._stack:
+            while self.step((kind,)) is not None:
+                pass
 
     def _do(self, shard: Shard) -> None:
         staged = do_shard(self.home, shard, self.kinds[shard.kind])
@@ -147,17 +156,9 @@ class Worker:
         """The bar of one kind of work, drawn once; the one before it is finished by then."""
         if kind not in self._bars:
             self._stack.close()
-            done = self._committed() if kind == "encode" else 0
+            done = self.home.ledger.tally([self.run.id])[self.run.id].encoded if kind == "encode" else 0
             self._bars[kind] = self._stack.enter_context(self.progress.bar(title, total, done))
         return self._bars[kind]
-
-    def _committed(self) -> int:
-        """Samples that are encoded already."""
-        committed = select(func.sum(Shard.stop - Shard.first)).where(
-            Shard.run_id == self.run.id, Shard.kind == "encode", Shard.state == "committed"
-        )
-        with self.home.database.reading() as session:
-            return int(session.scalar(committed) or 0)
 
     def seal(self, shard: Shard, staged: Staged) -> Stats:
         """One pair's profile and postings."""

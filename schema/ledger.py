@@ -12,8 +12,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import psutil
 from sqlalchemy import ColumnElement, Update, and_, func, or_, select, text, update
@@ -26,6 +27,8 @@ from schema.snapshots import newest_snapshot
 from schema.tables import Run, RunSae, Segment, Shard, now
 
 LEASE_SECONDS = 60.0
+KINDS = ("samples", "directions", "encode", "seal")
+"""What a run waits for, in the order in which it is done."""
 SEGMENT_POSTINGS = 4_000_000
 """Postings sealed at a time: bounds the memory of sealing to about 100 MB."""
 
@@ -54,6 +57,17 @@ def clock(session: Session) -> float:
     return time.time()
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How far a run is."""
+
+    open: int
+    """Shards that wait for a worker."""
+    encoded: int
+    """Samples whose shards are committed."""
+    finished: bool
+
+
 class Ledger:
     """The ledger as one worker sees it."""
 
@@ -61,15 +75,18 @@ class Ledger:
         self.database = database
         self.owner = owner or owner_name()
 
-    def lease(self, run_id: int) -> Shard | None:
+    def lease(self, run_id: int, kinds: Collection[str] = KINDS) -> Shard | None:
         """The next piece of work that a run needs, or None where all of it is done or in other hands.
 
         The dataset's rows come first, then the SAEs' directions, then the run's own shards.
+
+        Args:
+            kinds: what this worker can do.
         """
         with self.database.writing() as session:
             run = session.get_one(Run, run_id)
             for kind, condition in _needed(run).items():
-                shard = self._take(session, condition)
+                shard = self._take(session, condition) if kind in kinds else None
                 if shard is not None:
                     return shard
                 if kind == "samples" and _unfinished(session, condition):
@@ -112,6 +129,34 @@ class Ledger:
             run = session.get_one(Run, run_id)
             held = select(Shard.owner).where(or_(*_needed(run).values()), Shard.state == "leased").distinct()
             return sorted(owner for owner in session.scalars(held) if owner)
+
+    def free(self, owner: str) -> int:
+        """Opens what a worker holds that was given up, wherever it ran. Should it be alive, nobody hears it any more."""
+        with self.database.writing() as session:
+            held = update(Shard).where(Shard.owner == owner, Shard.state == "leased").values(state="open", owner=None)
+            return len(session.execute(held.returning(Shard.id)).all())
+
+    def held(self, owners: Collection[str]) -> dict[str, str]:
+        """Worker -> the kind of shard that it has in hands."""
+        with self.database.reading() as session:
+            leased = select(Shard.owner, Shard.kind).where(Shard.state == "leased", Shard.owner.in_(owners))
+            return {str(owner): kind for owner, kind in session.execute(leased)}
+
+    def tally(self, run_ids: Collection[int]) -> dict[int, Tally]:
+        """How far each of these runs is."""
+        counted = (
+            select(Shard.run_id, Shard.kind, Shard.state, func.count(), func.sum(Shard.stop - Shard.first))
+            .where(Shard.run_id.in_(run_ids))
+            .group_by(Shard.run_id, Shard.kind, Shard.state)
+        )
+        waiting, encoded = dict.fromkeys(run_ids, 0), dict.fromkeys(run_ids, 0)
+        with self.database.reading() as session:
+            finished = set(session.scalars(select(Run.id).where(Run.id.in_(run_ids), Run.finished.is_not(None))))
+            for run, kind, state, n, samples in session.execute(counted):
+                assert run is not None
+                waiting[run] += n if state == "open" else 0
+                encoded[run] += int(samples) if (kind, state) == ("encode", "committed") else 0
+        return {run: Tally(waiting[run], encoded[run], run in finished) for run in run_ids}
 
     @contextmanager
     def holding(self, shard: Shard) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 DEFAULT_HOME = "scopebase-data"
@@ -28,6 +28,16 @@ class Settings:
             home=folder,
             database_url=_with_driver(environ.get("SCOPEBASE_DATABASE_URL") or f"sqlite:///{folder / 'scopebase.db'}"),
             store_url=(environ.get("SCOPEBASE_STORE_URL") or str(folder / "store")).removeprefix("file://"),
+        )
+
+    def absolute(self) -> Settings:
+        """The same for a process that stands in another directory."""
+        file, folder = self.database_file, self.store_folder
+        return replace(
+            self,
+            home=self.home.absolute(),
+            database_url=f"sqlite:///{file.absolute()}" if file is not None else self.database_url,
+            store_url=str(folder.absolute()) if folder is not None else self.store_url,
         )
 
     @property

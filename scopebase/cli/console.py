@@ -108,9 +108,12 @@ class DrawnProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=ERRORS, transient=True, disable=not ERRORS.is_terminal) as progress:
-            bar = DrawnBar(progress, progress.add_task(title, total=total, completed=done, rate=""), title, total, done)
+            bar = DrawnBar(
+                progress, progress.add_task(title, total=total, completed=done, rate="", note=""), title, total, done
+            )
             yield bar
         bar.close()
 
@@ -126,6 +129,7 @@ class DrawnBar:
         self.begin = self.said = time.monotonic()
         self.before = done
         self.tokens = 0
+        self.noted = ""
 
     def advance(self, amount: int, tokens: int = 0) -> None:
         self.done += amount
@@ -134,9 +138,15 @@ class DrawnBar:
         if not ERRORS.is_terminal and time.monotonic() - self.said > PLAIN_SECONDS:
             self.said = time.monotonic()
             ERRORS.print(
-                f"{self.title}: {self.done:,}{f' of {self.total:,}' if self.total else ''} {self._rate()} {self._left()}",
+                f"{self.title}: {self.done:,}{f' of {self.total:,}' if self.total else ''} "
+                f"{self._rate()} {self._left()} {self.noted}".rstrip(),
                 markup=False,
             )
+
+    def note(self, text: str) -> None:
+        """Who is at it, and with what."""
+        self.noted = text
+        self.progress.update(self.task, note=text)
 
     def reach(self, amount: int, total: int) -> None:
         """Advances where only the work itself finds out how much there is."""

@@ -17,7 +17,7 @@ from scopebase import __version__
 from scopebase.cli import index_options as o
 from scopebase.cli.console import ERRORS, OUT, DrawnProgress, duration, number, print_json, size, table
 from scopebase.cli.options import Home, Json, settings, wants_json
-from scopebase.cli.workers import check_engine, helpers
+from scopebase.cli.workers import check_engine, parse_workers, run
 
 
 def index(
@@ -38,10 +38,40 @@ def index(
     dtype: o.Dtype = "auto",
     logits: o.Logits = "auto",
     model_name: o.ModelName = None,
-    engine: Annotated[str, typer.Option("--engine", help="What runs the workers: local.")] = "local",
+    engine: Annotated[
+        str, typer.Option("--engine", help="What runs the workers: local, or ray for a cluster.")
+    ] = "local",
     workers: Annotated[
-        int, typer.Option("--workers", help="Processes that share the work; each holds the model and its SAEs.")
-    ] = 1,
+        str,
+        typer.Option(
+            "--workers",
+            help="Processes that share the work; each holds the model and its SAEs. auto is one, or on Ray as many as there is room for.",
+        ),
+    ] = "auto",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="Ray cluster: auto, host:port or ray://host:port. Without it Ray is started on this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option("--gpus-per-worker", help="On Ray. [default: 1 where this machine has one]", show_default=False),
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None,
+        typer.Option("--cpus-per-worker", help="On Ray. [default: a machine's share]", show_default=False),
+    ] = None,
+    layers_per_worker: Annotated[
+        int | None,
+        typer.Option(
+            "--layers-per-worker",
+            help="On Ray: SAEs of so many layers are held at once; each group becomes a run of its own. [default: all]",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell tokens, bytes and time, and write nothing.")] = False,
     home: Home = None,
     json: Json = False,
@@ -51,9 +81,8 @@ def index(
     Run it again after any interruption: it goes on where it stopped. Run it again when complete: it says so and writes nothing.
     """
     try:
-        from indexer.config import IndexConfig, parse_dataset_option
+        from indexer.config import Cluster, IndexConfig, parse_dataset_option
         from indexer.estimate import estimate
-        from indexer.run import index as run_index
     except ImportError as error:
         raise InputError(
             f"indexing needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
@@ -78,7 +107,8 @@ def index(
         dtype=dtype,
         logits=logits,
     )
-    check_engine(engine, workers)
+    cluster = Cluster(address, parse_workers(workers), cpus_per_worker, gpus_per_worker, layers_per_worker)
+    check_engine(engine, cluster)
     progress = DrawnProgress()
     if dry_run:
         answer = estimate(config, settings(home), progress)
@@ -87,9 +117,8 @@ def index(
         else:
             show_estimate(answer)
         return
-    with helpers(workers - 1):
-        tracing.start("index", __version__)
-        reports = run_index(config, settings(home), progress)
+    tracing.start("index", __version__)
+    reports = run(engine, config, settings(home), cluster, progress)
     if wants_json(json):
         print_json(runs_page(settings(home), reports))
     else:

@@ -60,6 +60,7 @@ def work(
     """
     try:
         import indexer.run  # noqa: F401 - now, so that the first job does not wait for it
+        from indexer.config import Cluster
         from indexer.jobs import work_off
     except ImportError as error:
         raise InputError(
@@ -68,7 +69,11 @@ def work(
     from schema.home import make_home
     from schema.queue import Queue
 
-    check_engine(engine, workers)
+    check_engine(engine, Cluster(workers=workers))
+    if engine == "ray":
+        raise InputError(
+            "--engine ray: jobs are done by local workers, one on each machine; 'scopebase index --engine ray' uses a cluster"
+        )
     log_to_standard_error(log_format)
     tracing.start("work", __version__)
     root = _root(data_root)

@@ -1,4 +1,4 @@
-"""More processes at the same run: each is the same command once more, and the ledger shares the work out."""
+"""Who does the work of an index command: this process, more of them, or the machines of a Ray cluster. The ledger shares it out."""
 
 from __future__ import annotations
 
@@ -8,23 +8,51 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from schema.errors import InputError
 from scopebase.cli.console import ERRORS, shown
 
-MOST = 256
+if TYPE_CHECKING:
+    from indexer.config import Cluster, IndexConfig
+    from indexer.progress import Progress
+    from schema.records import RunReport
+    from schema.settings import Settings
+
+MOST = {"local": 256, "ray": 4096}
 
 
-def check_engine(engine: str, workers: int) -> None:
-    """Raises InputError for an engine or a number of workers that cannot be."""
+def parse_workers(text: str) -> int | None:
+    """A number, or None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--workers {text!r}: a number, or auto") from None
+
+
+def check_engine(engine: str, cluster: Cluster) -> None:
+    """Raises InputError for an engine that cannot be, or cannot be had with these options."""
+    if engine not in MOST:
+        raise InputError(f"--engine {engine!r}: {' or '.join(MOST)}")
+    if cluster.workers is not None and not 1 <= cluster.workers <= MOST[engine]:
+        raise InputError(f"--workers {cluster.workers}: from 1 to {MOST[engine]}")
+    for name in ("address", "cpus_per_worker", "gpus_per_worker", "layers_per_worker"):
+        if engine == "local" and getattr(cluster, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} is for --engine ray")
+
+
+def run(engine: str, config: IndexConfig, settings: Settings, cluster: Cluster, progress: Progress) -> list[RunReport]:
+    """The whole job, by whoever was asked for."""
     if engine == "ray":
-        raise InputError(
-            "--engine ray is not built in yet; start the same command on each machine: they share the work"
-        )
-    if engine != "local":
-        raise InputError(f"--engine {engine!r}: local or ray")
-    if not 1 <= workers <= MOST:
-        raise InputError(f"--workers {workers}: from 1 to {MOST}")
+        from indexer.spread import index as index_on_ray
+
+        return index_on_ray(config, settings, cluster, progress)
+    from indexer.run import index
+
+    with helpers((cluster.workers or 1) - 1):
+        return index(config, settings, progress)
 
 
 @contextmanager

@@ -197,8 +197,11 @@ def test_workers_share_a_run(tmp_path: Path, index_args: dict[str, Any], data_di
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--engine", "ray"], "share the work"),
         (["--engine", "x"], "local or ray"),
+        (["--address", "auto"], "--address is for --engine ray"),
+        (["--layers-per-worker", "4"], "--layers-per-worker is for --engine ray"),
+        (["--engine", "ray", "--workers", "5000"], "from 1 to 4096"),
+        (["--workers", "x"], "a number, or auto"),
         (["--workers", "0"], "from 1 to 256"),
     ],
 )

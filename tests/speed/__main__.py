@@ -19,10 +19,24 @@ from pathlib import Path
 import torch
 
 import scopebase  # noqa: F401
-from tests.speed import indexing, labels, load, memory, publishing, queries, sealing, service, start, steering, storage
+from tests.speed import (
+    indexing,
+    labels,
+    load,
+    memory,
+    publishing,
+    queries,
+    ray,
+    sealing,
+    service,
+    start,
+    steering,
+    storage,
+)
 
 PARTS = {
     "indexing": indexing.measure,
+    "ray": ray.measure,
     "storage": storage.measure,
     "service": service.measure,
     "start": start.measure,

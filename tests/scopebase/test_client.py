@@ -313,6 +313,7 @@ def test_every_route_has_a_method(service: tuple[str, str]) -> None:
         for verb, path in re.findall(r'self\.(_get|_all|_post|_patch|_delete|_upload)\(\s*"([^"]+)"', source)
     }
     asked |= {("POST", path) for path in re.findall(r'self\._transport\.follow\(\s*"([^"]+)"', source)}
+    asked |= {("GET", path) for path in re.findall(r'self\._transport\.events\(\s*f"([^"]+)"', source)}
     asked |= set(re.findall(r'self\._(?:transport\.\w+|save)\(\s*"(\w+)", f?"([^"]+)"', source))
     methods = {(verb, re.sub(r"{\w+}", "{}", path)) for verb, path in asked}
     assert methods - routes == set()

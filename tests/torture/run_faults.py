@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.torture.case import Case
-from tests.torture.faults import clock, database, disk, indexer, people, upkeep
+from tests.torture.faults import bucket, clock, database, disk, indexer, people, upkeep
 from tests.torture.postgres import Server
 from tests.torture.world import World
 
@@ -35,18 +35,21 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "indexer-event": Kind(indexer.at_an_event, 34, "kill -9 of the indexer at the entry to or return from a store"),
-    "indexer-time": Kind(indexer.at_a_time, 24, "kill -9 of the indexer at a random instant"),
-    "indexer-postgres": Kind(indexer.at_an_event_on_postgres, 16, "the first, over PostgreSQL"),
-    "two-indexers": Kind(indexer.two_together, 16, "two indexers on one run, one killed"),
+    "indexer-event": Kind(indexer.at_an_event, 30, "kill -9 of the indexer at the entry to or return from a store"),
+    "indexer-time": Kind(indexer.at_a_time, 19, "kill -9 of the indexer at a random instant"),
+    "indexer-postgres": Kind(indexer.at_an_event_on_postgres, 14, "the first, over PostgreSQL"),
+    "two-indexers": Kind(indexer.two_together, 14, "two indexers on one run, one killed"),
     "lease-lapsed": Kind(indexer.stopped_past_its_lease, 10, "SIGSTOP of a lease holder past its lease"),
     "clock-jumps": Kind(clock.jumps, 8, "the clock is set an hour back or forth"),
     "clocks-differ": Kind(clock.differ, 6, "two indexers whose clocks differ by an hour"),
-    "disk-full": Kind(disk.full, 14, "a disk that is full again and again"),
-    "postgres-kill": Kind(database.postmaster, 12, "kill -9 of PostgreSQL while the indexer writes"),
+    "disk-full": Kind(disk.full, 12, "a disk that is full again and again"),
+    "postgres-kill": Kind(database.postmaster, 10, "kill -9 of PostgreSQL while the indexer writes"),
     "postgres-restart": Kind(database.restarted, 6, "kill -9 of PostgreSQL right behind a commit"),
-    "postgres-backend": Kind(database.backends, 10, "kill -9 of a backend of PostgreSQL"),
-    "connection-cut": Kind(database.connection_cut, 16, "connections cut in mid-transaction"),
+    "postgres-backend": Kind(database.backends, 8, "kill -9 of a backend of PostgreSQL"),
+    "connection-cut": Kind(database.connection_cut, 12, "connections cut in mid-transaction"),
+    "bucket-weather": Kind(
+        bucket.in_weather, 24, "a bucket that fails some requests; in half also kill -9 of the indexer"
+    ),
     "api-killed": Kind(people.api_killed, 12, "the API killed in the midst of label writes"),
     "import-killed": Kind(people.import_killed, 6, "kill -9 in the midst of the import of a pack"),
     "removal-killed": Kind(upkeep.removal_killed, 6, "kill -9 in the midst of a removal"),

@@ -106,19 +106,25 @@ def finish(process: subprocess.Popen[str], *, well: bool = True) -> str:
     return said
 
 
-def await_committed(settings: Settings, n: int, process: subprocess.Popen[str]) -> list[int]:
-    """The processes that hold a shard to encode or to seal, once n such shards are committed."""
+def progress(settings: Settings) -> tuple[int, list[int]]:
+    """(shards to encode or to seal that are committed, the processes that hold one)."""
     assert settings.database_file is not None
+    try:
+        with closing(sqlite3.connect(f"{settings.database_file.as_uri()}?mode=ro", uri=True)) as sql:
+            ours = "FROM shards WHERE kind IN ('encode', 'seal') AND state"
+            done = sql.execute(f"SELECT count(*) {ours} = 'committed'").fetchone()[0]
+            held = [owner for (owner,) in sql.execute(f"SELECT owner {ours} = 'leased'")]
+    except sqlite3.OperationalError:  # not there yet
+        return 0, []
+    return done, [int(owner.rsplit(":", 2)[1]) for owner in held]
+
+
+def await_committed(settings: Settings, n: int, process: subprocess.Popen[str]) -> list[int]:
+    """The processes that hold a shard, once n are committed."""
     while process.poll() is None:
-        try:
-            with closing(sqlite3.connect(f"{settings.database_file.as_uri()}?mode=ro", uri=True)) as sql:
-                ours = "FROM shards WHERE kind IN ('encode', 'seal') AND state"
-                done = sql.execute(f"SELECT count(*) {ours} = 'committed'").fetchone()[0]
-                held = [owner for (owner,) in sql.execute(f"SELECT owner {ours} = 'leased'")]
-        except sqlite3.OperationalError:  # not there yet
-            done, held = 0, []
+        done, held = progress(settings)
         if done >= n and held:
-            return [int(owner.rsplit(":", 2)[1]) for owner in held]
+            return held
         time.sleep(0.003)
     return []
 

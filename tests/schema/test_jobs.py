@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -26,6 +25,7 @@ from schema.database import Database, upgrade
 from schema.errors import Conflict, InputError, LeaseLost, NotFound
 from schema.queue import BACKOFF_SECONDS, MOST_ATTEMPTS, Queue
 from schema.tables import Job, JobEvent
+from tests.lengths import lengths
 
 LEASE = 60.0
 BODY = {"kind": "index", "model": "a/b"}
@@ -214,18 +214,9 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_it_does_what_a_plain_model_says(database: Database, clock: Clock) -> None:
-    examples = 12 if database.url.startswith("sqlite") else 6  # a server's commits take longer
+    short = 6 if database.url.startswith("sqlite") else 3  # a server's commits take longer
     machine = type("OnThis", (Machine,), {"database": database, "clock": clock})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            database=None,
-        ),
-    )
+    run_state_machine_as_test(machine, settings=lengths(short, 60, steps=(25, 25)))
 
 
 def test_who_is_heard_keeps_the_job_and_who_gives_it_back_has_not_tried(database: Database, clock: Clock) -> None:
@@ -241,6 +232,23 @@ def test_who_is_heard_keeps_the_job_and_who_gives_it_back_has_not_tried(database
             assert other.take() is None
         queue.give_back(job)
     assert show(database, number).state == "queued"
+
+
+def test_who_fell_silent_is_not_heard_once_another_has_its_job(database: Database, clock: Clock) -> None:
+    number, first, second = submit(database), Queue(database, "far:1:0"), Queue(database, "far:2:0")
+    old = first.take()
+    clock.now += LEASE + 1
+    new = second.take()
+    assert old is not None
+    assert new is not None
+    with pytest.raises(LeaseLost):
+        first.beat(old)
+    with pytest.raises(LeaseLost):
+        first.fail(old, "so it is", again=False)
+    with pytest.raises(LeaseLost):
+        first.finish(old, [])
+    second.finish(new, [])
+    assert show(database, number).state == "finished"
 
 
 def test_what_is_cancelled_is_not_begun_again_when_its_worker_is_gone(database: Database, clock: Clock) -> None:

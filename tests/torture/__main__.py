@@ -112,6 +112,7 @@ def _tell(args: argparse.Namespace, outcome: Outcome, n: int, total: int) -> Non
 
 
 def _table(seed: int, outcomes: Sequence[Outcome], seconds: float) -> None:
+    outcomes = [each for each in outcomes if not each.skipped]
     made = Table(title=f"seed {seed}, {len(outcomes)} faults in {seconds / 60:.1f} min")
     for name in ("kind", "what happens"):
         made.add_column(name)

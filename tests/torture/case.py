@@ -57,6 +57,13 @@ class Case:
         return replace(self.config, datasets=self.config.datasets[:1])
 
 
+def in_words_of_the_command(config: IndexConfig, settings: Settings) -> list[str]:
+    """What is typed behind `scopebase` for it."""
+    datasets = [word for name, path in config.datasets for word in ("--dataset", f"{name}={path}")]
+    plan = ["--model", config.model, "--sae", config.sae, "--set", str(config.set_name), *datasets]
+    return ["--home", str(settings.home), "index", *plan, "--batch-tokens", str(config.batch_tokens)]
+
+
 def run_index(config: IndexConfig, settings: Settings) -> None:
     """The command, as a process of its own does it."""
     torch.set_num_threads(1)

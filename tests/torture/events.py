@@ -16,6 +16,7 @@ import scopebase  # noqa: F401
 from indexer import fold, worker
 from indexer import run as running
 from schema import backup, catalog, home, ledger, publish, removals, upkeep
+from schema.bucket import Bucket
 from schema.store import Store
 
 TOUCHING: tuple[tuple[Any, tuple[str, ...]], ...] = (
@@ -26,6 +27,7 @@ TOUCHING: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (ledger.Ledger, ("lease", "stage", "commit", "reclaim")),
     (home, ("upgrade",)),
     (Store, ("create",)),
+    (Bucket, ("check_writable", "delete")),
     (running, ("register_model", "register_sae", "register_dataset", "register_run", "maintain")),
     (worker, ("publish_staged", "fold")),
     (removals, ("remove_rows", "_forget")),

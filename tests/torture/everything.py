@@ -17,6 +17,7 @@ LONG = (
     "tests/api/labels/test_machine.py",
     "tests/api/rules/test_machine.py",
     "tests/indexer/test_machine.py",
+    "tests/schema/test_jobs.py",
     "tests/api/test_schemathesis.py",
 )
 """Tests that try more with HYPOTHESIS_PROFILE=torture (see `tests/lengths.py`)."""

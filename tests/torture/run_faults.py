@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.torture.case import Case
-from tests.torture.faults import clock, database, disk, indexer, people, upkeep
+from tests.torture.faults import bucket, clock, cluster, database, disk, helpers, indexer, people, upkeep
 from tests.torture.postgres import Server
-from tests.torture.world import World
+from tests.torture.world import Skipped, World
 
 Fault = Callable[[World], str]
 
@@ -35,20 +35,28 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "indexer-event": Kind(indexer.at_an_event, 34, "kill -9 of the indexer at the entry to or return from a store"),
-    "indexer-time": Kind(indexer.at_a_time, 24, "kill -9 of the indexer at a random instant"),
-    "indexer-postgres": Kind(indexer.at_an_event_on_postgres, 16, "the first, over PostgreSQL"),
-    "two-indexers": Kind(indexer.two_together, 16, "two indexers on one run, one killed"),
+    "indexer-event": Kind(indexer.at_an_event, 26, "kill -9 of the indexer at the entry to or return from a store"),
+    "indexer-time": Kind(indexer.at_a_time, 17, "kill -9 of the indexer at a random instant"),
+    "indexer-postgres": Kind(indexer.at_an_event_on_postgres, 14, "the first, over PostgreSQL"),
+    "two-indexers": Kind(indexer.two_together, 12, "two indexers on one run, one killed"),
     "lease-lapsed": Kind(indexer.stopped_past_its_lease, 10, "SIGSTOP of a lease holder past its lease"),
     "clock-jumps": Kind(clock.jumps, 8, "the clock is set an hour back or forth"),
-    "clocks-differ": Kind(clock.differ, 6, "two indexers whose clocks differ by an hour"),
-    "disk-full": Kind(disk.full, 14, "a disk that is full again and again"),
-    "postgres-kill": Kind(database.postmaster, 12, "kill -9 of PostgreSQL while the indexer writes"),
+    "clocks-differ": Kind(clock.differ, 5, "two indexers whose clocks differ by an hour"),
+    "disk-full": Kind(disk.full, 10, "a disk that is full again and again"),
+    "postgres-kill": Kind(database.postmaster, 10, "kill -9 of PostgreSQL while the indexer writes"),
     "postgres-restart": Kind(database.restarted, 6, "kill -9 of PostgreSQL right behind a commit"),
-    "postgres-backend": Kind(database.backends, 10, "kill -9 of a backend of PostgreSQL"),
-    "connection-cut": Kind(database.connection_cut, 16, "connections cut in mid-transaction"),
+    "postgres-backend": Kind(database.backends, 8, "kill -9 of a backend of PostgreSQL"),
+    "connection-cut": Kind(database.connection_cut, 11, "connections cut in mid-transaction"),
+    "bucket-weather": Kind(
+        bucket.in_weather, 24, "a bucket that fails some requests; in half also kill -9 of the indexer"
+    ),
+    "helper-killed": Kind(helpers.killed, 8, "kill -9 of one of the two processes of `--workers 2`"),
+    "ray-worker": Kind(cluster.killed("worker"), 1, "kill -9 of a worker of `--engine ray`"),
+    "ray-driver": Kind(cluster.killed("driver"), 1, "kill -9 of the command that uses Ray"),
+    "ray-raylet": Kind(cluster.killed("raylet"), 1, "kill -9 of Ray's process for this machine"),
+    "ray-head": Kind(cluster.killed("head"), 1, "kill -9 of Ray's head"),
     "api-killed": Kind(people.api_killed, 12, "the API killed in the midst of label writes"),
-    "import-killed": Kind(people.import_killed, 6, "kill -9 in the midst of the import of a pack"),
+    "import-killed": Kind(people.import_killed, 5, "kill -9 in the midst of the import of a pack"),
     "removal-killed": Kind(upkeep.removal_killed, 6, "kill -9 in the midst of a removal"),
     "backup-killed": Kind(upkeep.backup_killed, 4, "kill -9 in the midst of a backup, then of its restore"),
 }
@@ -63,6 +71,8 @@ class Outcome:
     survived: bool
     said: str
     seconds: float
+    skipped: bool = False
+    """It could not be tried here."""
 
 
 def kind_of(seed: int, at: int, only: tuple[str, ...]) -> str:
@@ -140,15 +150,17 @@ def _try(case: Case, folder: Path, seed: int, at: int, only: tuple[str, ...], se
     kind = kind_of(seed, at, only)
     folder.mkdir(parents=True)
     world = World(case, folder, random.Random(f"{seed} {at}"), server)
-    begin = time.monotonic()
+    begin, skipped = time.monotonic(), False
     try:
         survived, said = True, KINDS[kind].fault(world)
     except KeyboardInterrupt:
         raise
+    except Skipped as why:
+        survived, skipped, said = True, True, f"skipped: {why}"
     except BaseException as error:
         survived, said = False, f"{type(error).__name__}: {error}"[-4000:]
     shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(at, kind, survived, said, time.monotonic() - begin)
+    return Outcome(at, kind, survived, said, time.monotonic() - begin, skipped)
 
 
 def quiet() -> None:

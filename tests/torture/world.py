@@ -15,6 +15,10 @@ from tests.torture.children import DONE, REFUSED, Child, Ended
 from tests.torture.postgres import Server
 
 
+class Skipped(Exception):
+    """What would be tried cannot be, here; the sentence says why."""
+
+
 @dataclass(frozen=True)
 class World:
     """One fault's surroundings."""

@@ -259,7 +259,11 @@ def _config(folder: Path, source: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         if not (folder / "config.json").exists():
             raise InputError(f"model directory {source} has no config.json") from None
-        raise InputError(f"config.json of model {source} cannot be read: {str(error).splitlines()[0][:200]}") from error
+        if "custom code" in str(error):
+            reason = "it brings code of its own, which Scopebase does not run; take a model of a family that transformers has"
+        else:
+            reason = str(error).splitlines()[0][:200]
+        raise InputError(f"config.json of model {source} cannot be read: {reason}") from error
 
 
 def _fingerprint(folder: Path) -> str:

@@ -124,7 +124,7 @@ def test_questions(client: TestClient) -> None:
             404,
             "no dataset named",
         ),
-        ("/nothing", {}, 404, "Not Found"),
+        ("/nothing", {}, 404, "there is no GET /v1/nothing here"),
     ],
 )
 def test_errors_are_problems(client: TestClient, path: str, params: dict[str, Any], status: int, words: str) -> None:

@@ -34,7 +34,7 @@ def test_a_model_that_brings_code_is_refused_and_does_not_run(
         said |= {"tokenizer_class": "ItsOwn", "auto_map": {"AutoTokenizer": ["code.C", "code.C"]}}
     (model / file).write_text(json.dumps(said))
     if file == "config.json":
-        with pytest.raises(InputError, match="its-own"):
+        with pytest.raises(InputError, match="code of its own, which Scopebase does not run"):
             Described(str(model))
     else:  # what the library has itself reads it
         assert Described(str(model)).tokenizer.sha256

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -123,7 +124,7 @@ class Numbers:
         block = torch.from_numpy(np.ascontiguousarray(rows.T)).to(device)
         return cls(**{name: block[place] if name in needed else None for place, name in enumerate(NUMBERS)})  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def needs_size(self) -> bool:
         """Whether an amount depends on |h|."""
         return any(norm is not None for norm in (self.base_norm, self.low_norm, self.high_norm))

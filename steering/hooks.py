@@ -218,10 +218,8 @@ class Steerer:
 def _key(rows: Sequence[Row]) -> Any:
     """What the plan of a pass over generated tokens depends on; None for other passes."""
     key = []
-    for row in rows:
-        if len(row.ids) != 1 or row.first < row.n_prompt:
+    for program, ids, first, n_prompt, pad in rows:
+        if len(ids) != 1 or first < n_prompt:
             return None
-        program = row.program
-        touched = None if program is None else program.touches(row.first - row.n_prompt, row.ids[0])
-        key.append((program, row.pad, touched))
+        key.append((program, pad, None if program is None else program.touches(first - n_prompt, ids[0])))
     return key

@@ -197,6 +197,7 @@ def storage_faults(store: Store) -> Any:
             ) from error
         if isinstance(error, OSError) or "LanceError(IO)" in text:
             raise WorkFailed(
-                f"the activation store {store.url} cannot be written: {text.splitlines()[0][:200]}"
+                f"the activation store {store.url} failed: {text.splitlines()[0][:200]}; run the same command again, "
+                "and scopebase verify --deep if it fails again"
             ) from error
         raise

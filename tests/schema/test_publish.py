@@ -17,7 +17,7 @@ from schema import store as storing
 from schema import upkeep
 from schema.errors import WorkFailed
 from schema.layout import FENCE, SAMPLES, TABLES, schema_of
-from schema.publish import discard, file_names, publish, size, write
+from schema.publish import discard, file_names, publish, size, storage_faults, write
 from schema.store import Store
 from schema.upkeep import maintain, merge, remove_rows
 
@@ -346,3 +346,11 @@ def test_what_waits_for_the_ledger_keeps_its_file_while_others_are_merged(store:
     assert len(store.latest("samples").get_fragments()) < 5
     assert publish(store, "samples", lambda: waiting) == 0
     assert keys(store) == list(range(310))
+
+
+def test_a_file_that_was_read_by_half_is_told_with_the_mend(tmp_path: Path) -> None:
+    """As a bucket serves it whose connection was cut; Lance takes it for a damaged one."""
+    fault = OSError("LanceError(Arrow): Parser error: Arrow file does not contain correct footer")
+    with pytest.raises(WorkFailed, match="correct footer; run the same command again, and scopebase verify --deep"):
+        with storage_faults(Store(str(tmp_path))):
+            raise fault

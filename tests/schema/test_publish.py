@@ -351,6 +351,6 @@ def test_what_waits_for_the_ledger_keeps_its_file_while_others_are_merged(store:
 def test_a_file_that_was_read_by_half_is_told_with_the_mend(tmp_path: Path) -> None:
     """As a bucket serves it whose connection was cut; Lance takes it for a damaged one."""
     fault = OSError("LanceError(Arrow): Parser error: Arrow file does not contain correct footer")
-    with pytest.raises(WorkFailed, match="correct footer; run the same command again, and scopebase verify --deep"):
-        with storage_faults(Store(str(tmp_path))):
-            raise fault
+    told = "correct footer; run the same command again, and scopebase verify --deep"
+    with pytest.raises(WorkFailed, match=told), storage_faults(Store(str(tmp_path))):
+        raise fault

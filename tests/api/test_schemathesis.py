@@ -31,7 +31,7 @@ from tests.lengths import LONG
 N_EXAMPLES = (
     {GenerationMode.POSITIVE: 60, GenerationMode.NEGATIVE: 40}
     if LONG
-    else {GenerationMode.POSITIVE: 3, GenerationMode.NEGATIVE: 2}
+    else {GenerationMode.POSITIVE: 2, GenerationMode.NEGATIVE: 1}
 )
 """Requests a route; hypothesis adds some when one fails."""
 SAE = "tiny-qwen3/2-tiny"

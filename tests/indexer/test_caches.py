@@ -38,6 +38,7 @@ from schema.records import RunReport
 from schema.settings import Settings
 from schema.store import Store
 from schema.tables import RunSae
+from tests.lengths import LONG
 from tests.making import SONGS, TALES, make_release
 
 SAE = "tiny-qwen3/2-tiny"
@@ -223,7 +224,7 @@ take_in_delphi(Taking(Path(folder), **asked), Settings.read(Path(home), {}))
 """
 
 
-@pytest.mark.parametrize("at", [3, 4])
+@pytest.mark.parametrize("at", [3, 4] if LONG else [3])
 def test_killed_in_the_middle_the_same_call_ends_the_same(
     home: Settings, tmp_path: Path, cache: Path, release_dir: Path, model_dir: Path, at: int
 ) -> None:

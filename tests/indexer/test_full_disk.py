@@ -91,6 +91,7 @@ def test_a_store_that_fills_up_at_any_point_loses_nothing(
     assert {text.partition(";")[0] for text in said} == {f"the disk of {settings.store_url} is full"}
 
 
+@pytest.mark.skipif(not LONG, reason="make torture fills it; the suite fills a store")
 def test_a_home_whose_disk_is_full_goes_on_when_there_is_room(
     disk: Path, undisturbed: Settings, index_args: dict[str, Any], data_dir: Path
 ) -> None:

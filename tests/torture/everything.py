@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 LONG = (
     "tests/api/labels/test_machine.py",
     "tests/api/rules/test_machine.py",
+    "tests/indexer/test_caches.py",
+    "tests/indexer/test_full_disk.py",
     "tests/indexer/test_machine.py",
+    "tests/indexer/test_postgres.py",
     "tests/schema/test_jobs.py",
     "tests/api/test_schemathesis.py",
 )

@@ -108,7 +108,7 @@ def _files(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.skipif(not LONG, reason="make torture starts two at once; the suite shares work by --workers and on Ray")
+@pytest.mark.skipif(not LONG, reason="make torture starts two at once; the suite shares work on Ray")
 def test_two_processes_on_an_empty_database_share_the_work(
     tmp_path: Path, settings: Settings, index_args: dict[str, Any], data_dir: Path
 ) -> None:

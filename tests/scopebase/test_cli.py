@@ -17,6 +17,7 @@ import scopebase.cli
 from indexer.run import index as run_index
 from schema.settings import Settings
 from tests.indexer.test_run import config, everything
+from tests.lengths import LONG
 from tests.making import make_model, make_release, sae_tensors, write_jsonl
 
 
@@ -178,6 +179,7 @@ def _rows(*rows: dict[str, Any]) -> Callable[[Path], str]:
     return lambda folder: f"d={write_jsonl(folder / 'd.jsonl', rows)}"
 
 
+@pytest.mark.skipif(not LONG, reason="make torture kills one of them; the suite shares work on Ray")
 def test_workers_share_a_run(tmp_path: Path, index_args: dict[str, Any], data_dir: Path) -> None:
     """As a process of its own: the workers are made from what stands on the command line."""
     alone, shared = Settings.read(tmp_path / "alone", {}), Settings.read(tmp_path / "shared", {})

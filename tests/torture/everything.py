@@ -22,6 +22,7 @@ LONG = (
     "tests/indexer/test_postgres.py",
     "tests/schema/test_jobs.py",
     "tests/api/test_schemathesis.py",
+    "tests/scopebase/test_cli.py",
 )
 """Tests that try more with HYPOTHESIS_PROFILE=torture (see `tests/lengths.py`)."""
 MUTATIONS = 12_000

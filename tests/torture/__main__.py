@@ -116,18 +116,20 @@ def _table(seed: int, outcomes: Sequence[Outcome], seconds: float) -> None:
     made = Table(title=f"seed {seed}, {len(outcomes)} faults in {seconds / 60:.1f} min")
     for name in ("kind", "what happens"):
         made.add_column(name)
-    for name in ("faults", "survived", "seconds"):
+    for name in ("tried", "hit", "survived", "seconds"):
         made.add_column(name, justify="right")
     for name, kind in KINDS.items():
         mine = [each for each in outcomes if each.kind == name]
         if mine:
-            good = sum(each.survived for each in mine)
+            good, hit = sum(each.survived for each in mine), sum(not each.missed for each in mine)
             each_took = sum(each.seconds for each in mine) / len(mine)
             style = None if good == len(mine) else "red"
-            made.add_row(name, kind.does, str(len(mine)), str(good), f"{each_took:.1f}", style=style)
+            made.add_row(name, kind.does, str(len(mine)), str(hit), str(good), f"{each_took:.1f}", style=style)
     made.add_section()
-    survived = sum(each.survived for each in outcomes)
-    made.add_row("all", "", str(len(outcomes)), str(survived), f"{sum(each.seconds for each in outcomes):.0f}")
+    survived, hit = sum(each.survived for each in outcomes), sum(not each.missed for each in outcomes)
+    made.add_row(
+        "all", "", str(len(outcomes)), str(hit), str(survived), f"{sum(each.seconds for each in outcomes):.0f}"
+    )
     OUT.print(made)
 
 

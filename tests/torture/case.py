@@ -51,6 +51,12 @@ class Case:
     """A home in which only the first dataset is indexed, with labels."""
     labels: Sequence[str]
     """Their texts."""
+    events_begun: int
+    """Of the undisturbed command, on a home like `begun`."""
+    events_outside: int
+    """Of `events`, those that no transaction is open around."""
+    n_bytes: int
+    """Of a home where nothing happened."""
 
     @property
     def first(self) -> IndexConfig:
@@ -86,7 +92,10 @@ def make_case(folder: Path) -> Case:
     first = replace(config, datasets=datasets[:1])
     done(lambda: run_index(first, begun))
     done(lambda: add_labels(begun, labels))
-    return Case(folder, config, reference, events, seconds, begun.home, labels)
+    events_begun = int(done(lambda: _counted(config, copy_home(begun.home, folder / "counted-begun"))))
+    outside = int(done(lambda: _counted(config, Settings.read(folder / "counted-outside", {}), outside=True)))
+    n_bytes = sum(file.stat().st_size for file in undisturbed.home.rglob("*") if file.is_file())
+    return Case(folder, config, reference, events, seconds, begun.home, labels, events_begun, outside, n_bytes)
 
 
 def _make(folder: Path) -> None:
@@ -96,9 +105,9 @@ def _make(folder: Path) -> None:
     write_jsonl(folder / "tales.jsonl", TALES[:20])
 
 
-def _counted(config: IndexConfig, settings: Settings) -> str:
+def _counted(config: IndexConfig, settings: Settings, outside: bool = False) -> str:
     torch.set_num_threads(1)
-    events = Events(None, lambda: None)
+    events = Events(None, lambda: None, outside)
     events.watch()
     running.index(config, settings)
     return str(events.n)

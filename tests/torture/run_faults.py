@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.torture.case import Case
 from tests.torture.faults import bucket, clock, cluster, database, disk, helpers, indexer, people, upkeep
 from tests.torture.postgres import Server
-from tests.torture.world import Skipped, World
+from tests.torture.world import Missed, Skipped, World
 
 Fault = Callable[[World], str]
 
@@ -35,7 +35,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "indexer-event": Kind(indexer.at_an_event, 26, "kill -9 of the indexer at the entry to or return from a store"),
+    "indexer-event": Kind(indexer.at_an_event, 22, "kill -9 of the indexer at the entry to or return from a store"),
     "indexer-time": Kind(indexer.at_a_time, 17, "kill -9 of the indexer at a random instant"),
     "indexer-postgres": Kind(indexer.at_an_event_on_postgres, 14, "the first, over PostgreSQL"),
     "two-indexers": Kind(indexer.two_together, 12, "two indexers on one run, one killed"),
@@ -48,13 +48,13 @@ KINDS: dict[str, Kind] = {
     "postgres-backend": Kind(database.backends, 8, "kill -9 of a backend of PostgreSQL"),
     "connection-cut": Kind(database.connection_cut, 11, "connections cut in mid-transaction"),
     "bucket-weather": Kind(
-        bucket.in_weather, 24, "a bucket that fails some requests; in half also kill -9 of the indexer"
+        bucket.in_weather, 22, "a bucket that fails some requests; in half also kill -9 of the indexer"
     ),
     "helper-killed": Kind(helpers.killed, 8, "kill -9 of one of the two processes of `--workers 2`"),
-    "ray-worker": Kind(cluster.killed("worker"), 1, "kill -9 of a worker of `--engine ray`"),
-    "ray-driver": Kind(cluster.killed("driver"), 1, "kill -9 of the command that uses Ray"),
-    "ray-raylet": Kind(cluster.killed("raylet"), 1, "kill -9 of Ray's process for this machine"),
-    "ray-head": Kind(cluster.killed("head"), 1, "kill -9 of Ray's head"),
+    "ray-worker": Kind(cluster.killed("worker"), 3, "kill -9 of a worker of `--engine ray`"),
+    "ray-driver": Kind(cluster.killed("driver"), 3, "kill -9 of the command that uses Ray"),
+    "ray-raylet": Kind(cluster.killed("raylet"), 2, "kill -9 of Ray's process for this machine"),
+    "ray-head": Kind(cluster.killed("head"), 2, "kill -9 of Ray's head"),
     "api-killed": Kind(people.api_killed, 12, "the API killed in the midst of label writes"),
     "import-killed": Kind(people.import_killed, 5, "kill -9 in the midst of the import of a pack"),
     "removal-killed": Kind(upkeep.removal_killed, 6, "kill -9 in the midst of a removal"),
@@ -73,6 +73,8 @@ class Outcome:
     seconds: float
     skipped: bool = False
     """It could not be tried here."""
+    missed: bool = False
+    """Nothing was broken: the command was done before."""
 
 
 def kind_of(seed: int, at: int, only: tuple[str, ...]) -> str:
@@ -150,17 +152,19 @@ def _try(case: Case, folder: Path, seed: int, at: int, only: tuple[str, ...], se
     kind = kind_of(seed, at, only)
     folder.mkdir(parents=True)
     world = World(case, folder, random.Random(f"{seed} {at}"), server)
-    begin, skipped = time.monotonic(), False
+    begin, skipped, missed = time.monotonic(), False, False
     try:
         survived, said = True, KINDS[kind].fault(world)
     except KeyboardInterrupt:
         raise
     except Skipped as why:
         survived, skipped, said = True, True, f"skipped: {why}"
+    except Missed as what:
+        survived, missed, said = True, True, f"missed: {what}"
     except BaseException as error:
         survived, said = False, f"{type(error).__name__}: {error}"[-4000:]
     shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(at, kind, survived, said, time.monotonic() - begin, skipped)
+    return Outcome(at, kind, survived, said, time.monotonic() - begin, skipped, missed)
 
 
 def quiet() -> None:

@@ -19,6 +19,10 @@ class Skipped(Exception):
     """What would be tried cannot be, here; the sentence says why."""
 
 
+class Missed(Exception):
+    """Everything is as it should be, but nothing was broken: the command was done before. The sentence says what was tried."""
+
+
 @dataclass(frozen=True)
 class World:
     """One fault's surroundings."""
@@ -45,6 +49,10 @@ class World:
         """A home that is not there yet, in an empty database of the server's."""
         return Settings.read(self.folder / "home", {"SCOPEBASE_DATABASE_URL": url or self.server().database()})
 
+    def instant(self, settings: Settings) -> int:
+        """One of the events of the command in this home."""
+        return self.rng.randrange(self.case.events_begun if settings.home.exists() else self.case.events)
+
     def again(self, settings: Settings, config: IndexConfig | None = None) -> Ended:
         """The same command once more, undisturbed; it must come to its end."""
         ended = Child(partial(run_index, config or self.case.config, settings)).wait()
@@ -55,6 +63,17 @@ class World:
         """The same command again, then everything as if nothing had happened."""
         self.again(settings)
         check(settings, self.case.reference, labels)
+
+
+def told(said: str, hit: bool) -> str:
+    """What a fault says of itself.
+
+    Raises:
+        Missed: nothing was hit.
+    """
+    if not hit:
+        raise Missed(said)
+    return said
 
 
 def in_words(ended: Ended) -> None:

@@ -50,7 +50,7 @@ def jumping(config: IndexConfig, settings: Settings, at: int, seconds: float) ->
 def jumps(world: World) -> str:
     """The clock jumps by an hour, back or forth."""
     settings, labels = world.either()
-    at, seconds = world.rng.randrange(world.case.events), world.rng.choice((-HOUR, HOUR))
+    at, seconds = world.instant(settings), world.rng.choice((-HOUR, HOUR))
     ended = Child(partial(jumping, world.case.config, settings, at, seconds)).wait()
     assert ended.status == DONE, f"the command ended with {ended.status}: {ended.said[-2000:]}"
     world.survived(settings, labels)

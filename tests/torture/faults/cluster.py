@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tests.indexer.ray_chaos import one_round
 from tests.torture.case import in_words_of_the_command
-from tests.torture.world import Skipped, World
+from tests.torture.world import Skipped, World, told
 
 SHARDS = 8
 """Killed behind so many at most; Ray starts slowly, and a kill that comes too late tries nothing."""
@@ -26,6 +26,7 @@ def killed(victim: str) -> Callable[[World], str]:
         assert again <= (1 if victim == "worker" else 2), f"{again} shards were done again"
         assert "Traceback" not in words, words
         world.survived(settings, labels)
-        return f"{victim} {'killed' if hit else 'not reached'} after {n} shards, {again} done again. {words}".strip()
+        said = f"{victim} {'killed' if hit else 'not reached'} after {n} shards, {again} done again. {words}"
+        return told(said.strip(), hit)
 
     return fault

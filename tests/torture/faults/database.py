@@ -10,7 +10,7 @@ from functools import partial
 from tests.torture.case import add_labels, run_index
 from tests.torture.children import DONE, Child, done
 from tests.torture.proxy import Proxy
-from tests.torture.world import World, in_words
+from tests.torture.world import World, in_words, told
 
 LABELS = tuple(f"said before {number}" for number in range(3))
 
@@ -27,7 +27,11 @@ def postmaster(world: World) -> str:
     in_words(ended)
     server.start()
     world.survived(settings)
-    return f"PostgreSQL killed after {seconds:.2f} s, the indexer {'was done' if ended.status == DONE else 'said so'}"
+    done_before = ended.status == DONE
+    return told(
+        f"PostgreSQL killed after {seconds:.2f} s, the indexer {'was done' if done_before else 'said so'}",
+        not done_before,
+    )
 
 
 def restarted(world: World) -> str:
@@ -55,7 +59,7 @@ def backends(world: World) -> str:
     in_words(child.wait())
     server.start()
     world.survived(settings)
-    return f"{'a backend' if hit else 'nothing'} killed after {seconds:.2f} s"
+    return told(f"{'a backend' if hit else 'nothing'} killed after {seconds:.2f} s", bool(hit))
 
 
 def connection_cut(world: World) -> str:
@@ -77,4 +81,4 @@ def connection_cut(world: World) -> str:
     finally:
         proxy.close()
     world.survived(direct)
-    return f"{proxy.made} connections cut, {n_calls} calls"
+    return told(f"{proxy.made} connections cut, {n_calls} calls", proxy.made > 0)

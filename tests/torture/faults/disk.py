@@ -10,7 +10,7 @@ from pathlib import Path
 from schema.settings import Settings
 from tests.torture.case import run_index
 from tests.torture.children import REFUSED, Child
-from tests.torture.world import World, in_words
+from tests.torture.world import World, in_words, told
 
 PAGE = 4096
 ROOM = 64 << 20
@@ -43,7 +43,7 @@ def _filled(world: World, disk: Path) -> str:
         if whole
         else Settings(disk, f"sqlite:///{world.folder / 'scopebase.db'}", str(disk / "store"))
     )
-    size = world.rng.randrange(8 * PAGE, 400 * PAGE, PAGE)
+    size = world.rng.randrange(8 * PAGE, int(world.case.n_bytes * 0.8), PAGE)
     failures = 0
     for _ in range(6):
         _resize(disk, size)
@@ -56,7 +56,7 @@ def _filled(world: World, disk: Path) -> str:
         size = _used(disk) + world.rng.randrange(4 * PAGE, 200 * PAGE, PAGE)
     _resize(disk, ROOM)
     world.survived(settings)
-    return f"{'home' if whole else 'store'} on a disk that was full {failures} times"
+    return told(f"{'home' if whole else 'store'} on a disk that was full {failures} times", failures > 0)
 
 
 def _resize(disk: Path, size: int) -> None:

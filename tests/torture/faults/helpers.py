@@ -18,7 +18,7 @@ from scopebase.cli.workers import helpers
 from tests.indexer.ray_chaos import progress
 from tests.torture.case import in_words_of_the_command
 from tests.torture.children import DONE, Child
-from tests.torture.world import World, in_words
+from tests.torture.world import World, in_words, told
 
 PATIENCE = 120.0
 """Seconds until a helper has loaded its libraries and holds a shard, on a busy machine."""
@@ -49,7 +49,8 @@ def killed(world: World) -> str:
     world.again(settings)
     _gone(helper)
     world.survived(settings, labels)
-    return f"{which} killed {seconds:.2f} s after {n} shards{'' if helper else ' (not reached)'}"
+    said = f"{which} killed {seconds:.2f} s after {n} shards{'' if helper else ' (not reached)'}"
+    return told(said, bool(helper))
 
 
 def _await(settings: Settings, n: int, command: int) -> int:

@@ -16,7 +16,7 @@ from schema.settings import Settings
 from tests.torture.case import run_index
 from tests.torture.children import DONE, Child
 from tests.torture.events import Events
-from tests.torture.world import World, in_words
+from tests.torture.world import Missed, World, in_words, told
 
 SHORT_LEASE = 1.0
 """Seconds, where somebody waits for a lease to lapse."""
@@ -41,15 +41,16 @@ def at_an_event_on_postgres(world: World) -> str:
 
 
 def _killed_at_events(world: World, settings: Settings, labels: tuple[str, ...]) -> str:
-    first = world.rng.randrange(world.case.events)
+    first = world.instant(settings)
     again = [world.rng.randrange(world.case.events // 2)] if world.rng.random() < 0.5 else []
-    hits = []
+    hits, hit = [], False
     for at in (first, *again):
         ended = Child(partial(killing, world.case.config, settings, at)).wait()
         in_words(ended)
         hits.append(f"{at}{'' if ended.killed else ' (not reached)'}")
+        hit = hit or ended.killed
     world.survived(settings, labels)
-    return f"killed at events {', '.join(hits)}"
+    return told(f"killed at events {', '.join(hits)}", hit)
 
 
 def at_a_time(world: World) -> str:
@@ -59,24 +60,26 @@ def at_a_time(world: World) -> str:
     child = Child(partial(run_index, world.case.config, settings))
     time.sleep(seconds)
     child.kill()
-    in_words(child.wait())
+    ended = child.wait()
+    in_words(ended)
     world.survived(settings, labels)
-    return f"killed after {seconds:.2f} s"
+    return told(f"killed after {seconds:.2f} s", ended.killed)
 
 
 def two_together(world: World) -> str:
     """Two indexers on one run; one of them is killed at an event, the other goes on."""
     on_postgres = world.rng.random() < 0.5
     settings, labels = (world.shared(), ()) if on_postgres else world.either()
-    at = world.rng.randrange(world.case.events)
+    at = world.instant(settings)
     one = Child(partial(killing, world.case.config, settings, at))
     time.sleep(world.rng.uniform(0, 0.3))
     other = Child(partial(run_index, world.case.config, settings))
-    in_words(one.wait())
-    ended = other.wait()
+    first, ended = one.wait(), other.wait()
+    in_words(first)
     assert ended.status == DONE, f"the other indexer ended with {ended.status}: {ended.said[-2000:]}"
     world.survived(settings, labels)
-    return f"two indexers on {'PostgreSQL' if on_postgres else 'SQLite'}, one killed at event {at}"
+    where = "PostgreSQL" if on_postgres else "SQLite"
+    return told(f"two indexers on {where}, one killed at event {at}", first.killed)
 
 
 def stopping(config: IndexConfig, settings: Settings, at: int) -> None:
@@ -99,12 +102,12 @@ def _short_leases() -> None:
 def stopped_past_its_lease(world: World) -> str:
     """SIGSTOP of a lease holder; another takes its shard over and finishes; then the first wakes up and must not be heard."""
     settings = world.shared() if world.rng.random() < 0.5 else world.empty()
-    at = world.rng.randrange(int(world.case.events * 0.8))
+    at = world.rng.randrange(int(world.case.events_outside * 0.9))
     sleeper = Child(partial(stopping, world.case.config, settings, at))
     if not sleeper.stopped():
         in_words(sleeper.wait())
         world.survived(settings)
-        return f"event {at} was not reached"
+        raise Missed(f"event {at} was not reached")
     other = Child(partial(_patiently, world.case.config, settings))
     finished = other.wait()
     assert finished.status == DONE, f"the other indexer ended with {finished.status}: {finished.said[-2000:]}"

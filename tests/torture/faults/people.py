@@ -18,7 +18,7 @@ from schema.home import open_home
 from schema.settings import Settings
 from tests.torture.case import SAE, missing_labels
 from tests.torture.children import Child, done
-from tests.torture.world import World, in_words
+from tests.torture.world import World, in_words, told
 
 WRITERS = 4
 IMPORTED = 400
@@ -137,11 +137,12 @@ def import_killed(world: World) -> str:
     seconds = world.rng.uniform(0, 0.6)
     time.sleep(seconds)
     child.kill()
-    in_words(child.wait())
+    ended = child.wait()
+    in_words(ended)
     done(partial(_imported, settings, pack))
     labels = (*world.case.labels, *(f"imported {n}" for n in range(IMPORTED)))
     world.survived(settings, labels)
-    return f"import killed after {seconds:.2f} s"
+    return told(f"import killed after {seconds:.2f} s", ended.killed)
 
 
 def _imported(settings: Settings, pack: Path) -> None:

@@ -29,6 +29,7 @@ from schema.tables import Run, RunSae, Segment, Shard, now
 LEASE_SECONDS = 60.0
 KINDS = ("samples", "directions", "encode", "seal")
 """What a run waits for, in the order in which it is done."""
+UNFINISHED = ("open", "leased", "staged")
 SEGMENT_POSTINGS = 4_000_000
 """Postings sealed at a time: bounds the memory of sealing to about 100 MB."""
 
@@ -100,17 +101,19 @@ class Ledger:
 
     def _take(self, session: Session, condition: ColumnElement[bool]) -> Shard | None:
         moment = clock(session)
-        free = or_(Shard.state == "open", and_(Shard.state == "leased", Shard.leased_until < moment))
-        choice = (
-            select(Shard.id).where(condition, free).order_by(Shard.ordinal).limit(1).with_for_update(skip_locked=True)
-        )
-        change = (
-            update(Shard)
-            .where(Shard.id == choice.scalar_subquery())
-            .values(state="leased", token=Shard.token + 1, owner=self.owner, leased_until=moment + LEASE_SECONDS)
-            .returning(Shard)
-        )
-        return session.scalars(change).one_or_none()
+        lapsed = and_(Shard.state == "leased", Shard.leased_until < moment)
+        for free in (Shard.state == "open", lapsed):  # apart, so that each is found by an index
+            first = select(Shard.id).where(condition, free).order_by(Shard.ordinal).limit(1)
+            change = (
+                update(Shard)
+                .where(Shard.id == first.with_for_update(skip_locked=True).scalar_subquery())
+                .values(state="leased", token=Shard.token + 1, owner=self.owner, leased_until=moment + LEASE_SECONDS)
+                .returning(Shard)
+            )
+            taken = session.scalars(change).one_or_none()
+            if taken is not None:
+                return taken
+        return None
 
     def reclaim(self) -> int:
         """Opens the shards of workers that died on this host."""
@@ -234,8 +237,9 @@ def _needed(run: Run) -> dict[str, ColumnElement[bool]]:
     }
 
 
-def _unfinished(session: Session, condition: ColumnElement[bool]) -> int:
-    return session.scalar(select(func.count()).where(condition, Shard.state != "committed")) or 0
+def _unfinished(session: Session, condition: ColumnElement[bool]) -> bool:
+    """Whether anything is left; the states are named, so that an index finds it."""
+    return bool(session.scalar(select(select(Shard.id).where(condition, Shard.state.in_(UNFINISHED)).exists())))
 
 
 def _mine(shard_id: int, token: int) -> Update:

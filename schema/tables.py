@@ -176,10 +176,13 @@ class Shard(Base):
     """
 
     __tablename__ = "shards"
-    __table_args__ = (Index("ix_shards_run_id_state", "run_id", "state"),)
+    __table_args__ = (
+        Index("ix_shards_of_a_run", "run_id", "kind", "state", "ordinal"),
+        Index("ix_shards_of_a_dataset", "dataset_id", "kind", "state", "ordinal"),
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
-    dataset_id: Mapped[int | None] = mapped_column(ForeignKey("datasets.id"), index=True)
+    dataset_id: Mapped[int | None] = mapped_column(ForeignKey("datasets.id"))
     sae_id: Mapped[int | None] = mapped_column(ForeignKey("saes.id"), index=True)
     run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
     run_sae_id: Mapped[int | None] = mapped_column(ForeignKey("run_saes.id"))

@@ -1,7 +1,8 @@
 """Homes that older code made, with data in them, come up to date and answer as they did.
 
 `homes/schema-<revision>.tar.xz` holds a home, as the last code of that schema left it, and what that code answered
-over HTTP: two datasets through one SAE, labels with a change, a vote and a comment, a rule, a key, and from 0003 on a steering vector.
+over HTTP: two datasets through one SAE, labels with a change, a vote and a comment, a rule, a key, from 0003 on a steering vector, and in
+0006 a job.
 """
 
 # ruff: noqa: F811 - pytest hands fixtures over by their names

@@ -36,7 +36,7 @@ from schema.records import ModelCard, RunReport, SaeCard, Survey
 from schema.removals import trim
 from schema.settings import Settings
 from schema.tables import Dataset, Run, RunSae, Sae, Shard
-from schema.upkeep import maintain, remove_rows
+from schema.upkeep import drop_cut_indexes, maintain, remove_rows
 
 
 def index(config: IndexConfig, settings: Settings, progress: Progress | None = None) -> list[RunReport]:
@@ -67,7 +67,12 @@ def index(config: IndexConfig, settings: Settings, progress: Progress | None = N
 
 
 def take_up(home: Home) -> None:
-    """Ends what killed processes had begun: what one was removing goes, what one had staged is published, their shards are free."""
+    """Ends what others had begun: what one was removing goes, what one had staged is published, the shards of the dead are free.
+
+    Indexes that a full disk cut off go too, before anything is read by them.
+    """
+    for table in home.tables():
+        drop_cut_indexes(home.store, table)
     trim(home)
     publish_staged(home)
     home.ledger.reclaim()

@@ -28,11 +28,12 @@ from sqlalchemy import Connection, Integer, MetaData, Table, func, inspect, sele
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from schema.database import Database, check_revision, current_revision, known_revision, upgrade
+from schema.durable import fsync_files
 from schema.errors import HomeError, InputError, WorkFailed
 from schema.home import Home, check_writable, find_home
 from schema.publish import FAULTS, overtaken, storage_faults
 from schema.settings import Settings
-from schema.store import Store, fsync_files
+from schema.store import Store
 from schema.tables import Removal
 
 FORMAT = "scopebase backup 1"

@@ -21,9 +21,10 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
 from schema.bucket import fault_of
+from schema.durable import check_whole, disk_is_full, fsync_files
 from schema.errors import ScopebaseError, WorkFailed
 from schema.layout import FENCE, fence_row, schema_of
-from schema.store import Store, fsync_files
+from schema.store import Store
 
 Staged = dict[str, list[str]]
 """Table -> its new fragments, each as Lance's JSON."""
@@ -143,6 +144,8 @@ def _commit(
         data_storage_version="2.2",
         storage_options=store.options,
     )
+    if store.local:
+        check_whole(_files(store, table, next_fence))
     change = lance.LanceOperation.Update(removed_fragment_ids=[fence, *removed], new_fragments=[*next_fence, *new])
     # Lance compares with the commits since `snapshot`; those that maintenance has removed meanwhile it takes for none.
     if fence_id(store.latest(table)) != fence:
@@ -191,7 +194,7 @@ def storage_faults(store: Store) -> Any:
         known = None if store.local else fault_of(store.url, error)
         if known is not None:
             raise known from error
-        if "No space left" in text or "os error 28" in text or "Disk quota" in text:
+        if disk_is_full(error):
             raise WorkFailed(
                 f"the disk of {store.url} is full; free some space and run the same command again, it goes on where it stopped"
             ) from error

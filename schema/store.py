@@ -5,11 +5,10 @@ LanceDB opens the same directory: `lancedb.connect("scopebase-data/store").open_
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from schema import deadline
 from schema.bucket import Bucket, in_words, storage_options
+from schema.durable import in_words_of_a_disk
 from schema.errors import HomeError
 from schema.layout import FORMAT, TABLES, fence_row, schema_of
 from schema.scanning import lasting
@@ -68,8 +68,8 @@ class Store:
         return lance.Session(index_cache_size_bytes=REMOTE_INDEXES, metadata_cache_size_bytes=REMOTE_METADATA)
 
     def faults(self) -> AbstractContextManager[None]:
-        """Says a bucket's faults in one sentence; on a disk they are left as they are."""
-        return nullcontext() if self.local else in_words(self.url)
+        """Says in one sentence what a bucket or a disk does not give."""
+        return in_words_of_a_disk(self.url) if self.local else in_words(self.url)
 
     def uri(self, table: str) -> str:
         return f"{self.url}/{table}.lance"
@@ -245,30 +245,3 @@ def _newest(handle: Any) -> bool:
         return bool(handle.latest_version == handle.version)
     except (OSError, ValueError, pa.ArrowInvalid):
         return False
-
-
-def fsync_files(paths: Iterable[Path], *, missing_ok: bool = False) -> None:
-    """Files, then the directories that name them, onto the disk: Lance itself never asks for it.
-
-    Raises:
-        FileNotFoundError: a file is not there, unless `missing_ok`: what another process has removed needs no forcing.
-    """
-    folders = set()
-    for path in paths:
-        _fsync(path, missing_ok)
-        folders.add(path.parent)
-    for folder in folders:
-        _fsync(folder, missing_ok)
-
-
-def _fsync(path: Path, missing_ok: bool) -> None:
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        if missing_ok:
-            return
-        raise
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,16 +7,16 @@ before they go, because Lance itself never asks for it.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from lance.optimize import Compaction
 
+from schema.durable import fsync_files, is_cut
 from schema.publish import FAULTS, fence_id, overtaken, storage_faults
-from schema.store import Store, fsync_files
+from schema.store import Store
 
 MANY_FRAGMENTS = 16
 """Fewer are not worth merging."""
@@ -35,14 +35,19 @@ def maintain(store: Store, table: str, quiet: Callable[[], bool]) -> None:
         quiet: whether nothing is leased or staged. What cannot be done now, the next run does.
     """
     merge(store, table, lambda: () if quiet() else None)
-    with storage_faults(store), giving_way(), forced(store, table):
+    with storage_faults(store), giving_way():
+        drop_cut_indexes(store, table)
         snapshot = store.latest(table)
         if not quiet():
             return
-        if snapshot.describe_indices():
-            snapshot.optimize.optimize_indices()
-        else:
-            snapshot.create_scalar_index("key", "BTREE")
+        try:
+            with forced(store, table):
+                if snapshot.describe_indices():
+                    snapshot.optimize.optimize_indices()
+                else:
+                    snapshot.create_scalar_index("key", "BTREE")
+        finally:
+            drop_cut_indexes(store, table)
     with storage_faults(store), giving_way():
         snapshot = store.latest(table)
         if quiet():
@@ -77,6 +82,18 @@ def merge(store: Store, table: str, staged: Callable[[], Collection[str] | None]
             Compaction.commit(snapshot, merged, options)
 
 
+def drop_cut_indexes(store: Store, table: str) -> None:
+    """Takes out indexes that Lance has named though a full disk cut them off; what they would find is found without them."""
+    if not store.local or not store.has(table):
+        return
+    with storage_faults(store), giving_way():
+        snapshot = store.latest(table)
+        for index in snapshot.describe_indices():
+            folders = (Path(store.uri(table), "_indices", str(segment.uuid)) for segment in index.segments)
+            if any(is_cut(path) for folder in folders for path in folder.glob("*.lance")):
+                snapshot.drop_index(index.name)
+
+
 def remove_rows(store: Store, table: str, first: int, stop: int) -> None:
     """Deletes rows with first <= key < stop."""
     with storage_faults(store), giving_way(), forced(store, table):
@@ -88,8 +105,9 @@ def _sweep(store: Store, table: str) -> None:
     snapshot = store.latest(table)
     files = [row for batch in snapshot.all_files() for row in batch.to_pylist()]
     tracked = {path for batch in snapshot.tracked_files() for path in batch.column("path").to_pylist()}
-    # A bucket's clock need not be this machine's; its newest object, just written by maintenance, tells its time.
-    now = datetime.now(UTC) if store.local else max(row["last_modified"] for row in files)
+    now = max(
+        row["last_modified"] for row in files
+    )  # the store's own time: a bucket's or another machine's clock may differ
     untracked = (row for row in files if row["path"].startswith("data/") and row["path"] not in tracked)
     lost = [row["path"] for row in untracked if row["last_modified"] < now - ORPHAN_AGE]
     if store.local:
@@ -112,18 +130,14 @@ def giving_way() -> Iterator[None]:
 @contextmanager
 def forced(store: Store, table: str) -> Iterator[None]:
     """Forces every file of the table that was written meanwhile onto the disk."""
-    begin = time.time() - 2.0  # file systems keep time in coarse steps
+    before = _files(store, table)
     yield
-    if store.local:
-        fsync_files(_written_since(Path(store.uri(table)), begin), missing_ok=True)
+    fsync_files((path for path in _files(store, table) if path not in before), missing_ok=True)
 
 
-def _written_since(folder: Path, begin: float) -> list[Path]:
-    """The files below a folder that changed since, as far as no other process has removed them meanwhile."""
-    found = []
-    for root, _folders, names in os.walk(folder):  # unlike Path.rglob it survives folders that go away under it
-        for path in (Path(root, name) for name in names):
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime >= begin:
-                    found.append(path)
-    return found
+def _files(store: Store, table: str) -> set[Path]:
+    """Of a table on a disk, which never changes a file that counts: not by its clock, which may be another machine's."""
+    if not store.local:
+        return set()
+    walk = os.walk(store.uri(table))  # unlike Path.rglob it survives folders that go away under it
+    return {Path(root, name) for root, _folders, names in walk for name in names}

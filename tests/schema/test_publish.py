@@ -12,9 +12,8 @@ import pytest
 from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata
 
+from schema import durable, upkeep
 from schema import publish as publishing
-from schema import store as storing
-from schema import upkeep
 from schema.errors import WorkFailed
 from schema.layout import FENCE, SAMPLES, TABLES, schema_of
 from schema.publish import discard, file_names, publish, size, storage_faults, write
@@ -175,7 +174,7 @@ def test_a_file_that_another_maintenance_removes_while_it_is_forced_is_no_fault(
             raise FileNotFoundError(2, "No such file or directory", str(path))
         return real(path, flags)
 
-    monkeypatch.setattr(storing.os, "open", racing)
+    monkeypatch.setattr(durable.os, "open", racing)
     maintain(store, "samples", lambda: True)
     fragments = write(store, "samples", rows(10, 5))
     publish(store, "samples", lambda: fragments)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta
 from functools import partial
 
 import torch
 
 from indexer import run as running
 from indexer.config import IndexConfig
-from schema import upkeep
 from schema.settings import Settings
 from tests.torture.case import run_index
 from tests.torture.children import DONE, Child
@@ -25,15 +23,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.ahead, self._time = 0.0, time.time
-        clock = self
-
-        class Moment(datetime):
-            @classmethod
-            def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
-                return datetime.now(tz) + timedelta(seconds=clock.ahead)  # type: ignore[arg-type]
-
         time.time = lambda: self._time() + self.ahead
-        upkeep.datetime = Moment  # type: ignore[misc]
 
     def jump(self, seconds: float) -> None:
         self.ahead += seconds

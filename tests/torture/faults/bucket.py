@@ -14,6 +14,8 @@ from tests.torture.children import REFUSED, Child, Ended
 from tests.torture.faults.indexer import killing
 from tests.torture.world import World, in_words
 
+FORCED = 0.65
+"""Of the events on a disk, so many happen in a bucket too, where nothing is forced onto a disk."""
 CALLS = 4
 """So often the command is given while the weather lasts."""
 
@@ -21,7 +23,7 @@ CALLS = 4
 def in_weather(world: World) -> str:
     """Errors, lost, cut, partial and slow answers to a share of all requests; in half of the rounds kill -9 at an event too."""
     share = world.rng.choice((0.02, 0.05, 0.1, 0.2))
-    at = world.rng.randrange(world.case.events) if world.rng.random() < 0.5 else None
+    at = world.rng.randrange(int(world.case.events * FORCED)) if world.rng.random() < 0.5 else None
     with serving(world.folder / "bucket") as bucket, _reached(bucket):
         settings = Settings.read(world.folder / "home", {"SCOPEBASE_STORE_URL": bucket.url("store")})
         bucket.fail(*weather(world.rng.randrange(1 << 30), share))

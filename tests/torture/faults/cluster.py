@@ -9,7 +9,7 @@ from tests.indexer.ray_chaos import one_round
 from tests.torture.case import in_words_of_the_command
 from tests.torture.world import Skipped, World, told
 
-SHARDS = 8
+SHARDS = 4
 """Killed behind so many at most; Ray starts slowly, and a kill that comes too late tries nothing."""
 
 

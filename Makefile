@@ -14,8 +14,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: .venv/installed            ## train a small model and SAEs, index five datasets, compare them
 	$(BIN)/scopebase demo
 
-test: .venv/installed            ## the whole suite, on both cores
-	$(BIN)/pytest -n 2 --dist worksteal
+# One process more than there are cores: many tests wait for servers and processes of their own.
+TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+test: .venv/installed            ## the whole suite, on all cores
+	$(BIN)/pytest -n $(TESTERS) --dist worksteal
 
 check: .venv/installed           ## format, lint, types, import contracts, docs, then the tests
 	$(BIN)/ruff format --check .

@@ -70,7 +70,7 @@ def two_together(world: World) -> str:
     """Two indexers on one run; one of them is killed at an event, the other goes on."""
     on_postgres = world.rng.random() < 0.5
     settings, labels = (world.shared(), ()) if on_postgres else world.either()
-    at = world.instant(settings)
+    at = world.instant(settings) // 2  # the other does about half of the work
     one = Child(partial(killing, world.case.config, settings, at))
     time.sleep(world.rng.uniform(0, 0.3))
     other = Child(partial(run_index, world.case.config, settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -29,7 +30,9 @@ from schema.settings import Settings
 from schema.tables import Run, Shard
 from schema.wire.labels import NewLabel
 from tests.laboratory import make_lab
+from tests.races import race, spread
 from tests.schema.test_ledger import database, run
+from tests.team import free_port
 
 __all__ = ["database", "run"]
 
@@ -78,6 +81,29 @@ def test_labels_outlive_the_service(tmp_path: Path) -> None:
     assert len(acknowledged) >= 12
     assert {said: there.count(said) for said in acknowledged} == dict.fromkeys(acknowledged, 1)
     assert len(there) == len(set(there))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_of_many_writers_through_three_processes_one_wins(tmp_path: Path, database_url: str) -> None:
+    make_lab(tmp_path, database_url).home.close()
+    environ = {**os.environ, "SCOPEBASE_DATABASE_URL": database_url}
+    port = free_port()
+    command = [sys.executable, "-m", "scopebase", "--home", str(tmp_path), "serve", "--port", str(port)]
+    log = tmp_path / "log"
+    with log.open("w") as said, contextlib.ExitStack() as stack:
+        service = subprocess.Popen([*command, "--workers", "3"], env=environ, stdout=said, stderr=said)
+        stack.callback(service.wait, 30)
+        stack.callback(service.terminate)
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        clients = spread(f"http://127.0.0.1:{port}", service.pid, 3, each=2)
+        for client in clients:
+            stack.callback(client.close)
+        race(clients, FEATURE, width=4)
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -112,6 +112,7 @@ def create_app(
         yield
         app.state.sweeps.close()
         home.close()
+        tracing.stop()  # one process of several is ended by a signal, which leaves it no other moment to send what it has
 
     app: FastAPI = FastAPIOffline(  # brings the files of /docs along, for machines without internet
         title="Scopebase",

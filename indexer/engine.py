@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from indexer.encoder import Encoder, make_encoder
+from indexer.fit import residuals
 from indexer.logits import Head
 from indexer.prepare import Plan
 from indexer.progress import Progress
 from indexer.shard import PairEncoder, ShardEncoder
 from indexer.subject import Subject
 from schema.errors import WorkFailed
+from schema.records import Tokens
 from schema.tables import Run
 
 
@@ -23,6 +27,7 @@ class Engine:
         self.plan = plan
         self.progress = progress
         self._encoders: dict[int, Encoder] = {}
+        self._residuals: dict[int, Tensor] = {}
 
     @cached_property
     def subject(self) -> Subject:
@@ -36,8 +41,15 @@ class Engine:
         """Raises InputError where the family keeps it elsewhere, see `indexer.logits.find_head`."""
         return self.subject.head()
 
+    def residuals(self, tokens: Sequence[Tokens]) -> dict[int, Tensor]:
+        """See `indexer.fit.residuals`; read once, for all SAEs of the plan, and kept until the first shard is encoded."""
+        if not self._residuals:
+            self._residuals = residuals(self.subject, tokens, {card.layer for card in self.plan.saes})
+        return self._residuals
+
     def for_run(self, run: Run) -> ShardEncoder:
         """The encoders of a run's SAEs behind one model."""
+        self._residuals = {}
         cards = {pair.sae.layer: pair.sae.sha256 for pair in run.pairs}
         encoders = self.encoders(cards)
         pairs = [PairEncoder(pair.id, pair.sae.layer, encoders[pair.sae.layer]) for pair in run.pairs]

@@ -22,7 +22,7 @@ from indexer.places import dataset_source, repository
 from indexer.progress import Progress
 from schema import tracing
 from schema.errors import InputError, LeaseLost, ScopebaseError
-from schema.jobs import prune
+from schema.jobs import TRACE, asked, prune
 from schema.queue import Queue
 from schema.records import RunReport
 from schema.tables import Job
@@ -55,7 +55,7 @@ def index_config(job: Job, root: Path | None, device: str) -> IndexConfig:
     Raises:
         InputError: it names what a job may not read, or what is not there.
     """
-    body = IndexJob.model_validate(job.request)
+    body = IndexJob.model_validate(asked(job))
     return IndexConfig(
         model=repository(root, body.model),
         sae=repository(root, body.sae),
@@ -115,11 +115,12 @@ def work_off(queue: Queue, do: Do, ending: threading.Event, say: Say, *, once: b
 def do_job(queue: Queue, job: Job, do: Do, ending: threading.Event, say: Say) -> None:
     """One job, to its end or to where it has to stop; the queue knows what became of it."""
     REQUEST.set(job.request_id)
-    with tracing.span("job", "consumer", job=job.id, attempt=job.attempts):
-        _do_job(queue, job, do, ending, say)
+    told: dict[str, Any] = {"job": job.id, "attempt": job.attempts}
+    with tracing.span("job", "consumer", parent=job.request.get(TRACE), **told) as begun:
+        _do_job(queue, job, do, ending, say, begun)
 
 
-def _do_job(queue: Queue, job: Job, do: Do, ending: threading.Event, say: Say) -> None:
+def _do_job(queue: Queue, job: Job, do: Do, ending: threading.Event, say: Say, begun: Any) -> None:
     say(f"job {job.id}: attempt {job.attempts}")
     watched = Watched(queue, job, ending, say)
     try:
@@ -129,9 +130,11 @@ def _do_job(queue: Queue, job: Job, do: Do, ending: threading.Event, say: Say) -
     except Stopped as stopped:
         said, outcome = str(stopped), partial(queue.give_back, job)
     except ScopebaseError as error:
+        tracing.fail(begun, type(error).__name__)
         said = str(error)
         outcome = partial(queue.fail, job, said, again=not isinstance(error, InputError))
     except Exception as error:
+        tracing.fail(begun, type(error).__name__)
         LOG.exception("job %s failed", job.id)
         said = f"a fault of Scopebase or of this machine ({type(error).__name__}); the log of worker {queue.owner} has its trace"
         outcome = partial(queue.fail, job, said, again=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import indexer.saes
 from indexer.engine import Engine
+from indexer.fit import TEXTS, WORSE, sampled, unexplained
 from indexer.fold import FAN_IN, fold
 from indexer.ingest import write_directions, write_samples
 from indexer.progress import Bar, Progress
@@ -122,12 +123,33 @@ class Worker:
         return {}
 
     def directions(self, shard: Shard, staged: Staged) -> Stats:
-        """One SAE's decoder directions."""
+        """One SAE's decoder directions, and how well it fits the model."""
         pair = next(pair for pair in self.run.pairs if pair.sae_id == shard.sae_id)
         bar = self._drawn("directions", "storing directions", len(self.run.pairs))
-        staged |= write_directions(self.home.store, pair.sae_id, self.sae(pair.sae))
+        sae = self.sae(pair.sae)
+        staged |= write_directions(self.home.store, pair.sae_id, sae)
+        stats = self.fit(pair.sae, sae)
         bar.advance(1)
-        return {}
+        return stats
+
+    def fit(self, known: Sae, sae: indexer.saes.Sae) -> Stats:
+        """What is unexplained by an SAE that is new here, over the dataset's first texts; nothing where another worker stores those yet."""
+        self.home.store.refresh()
+        recipe = sampled(self.recipe)
+        texts = sample_texts(self.home.store, self.run.dataset_id, 0, min(TEXTS, self.found.n_samples), recipe)
+        if not texts:
+            return {}
+        tokens = self.engine.plan.model.tokenizer.encode([t.text for t in texts], [t.ordinal for t in texts], recipe)
+        residual = self.engine.residuals(tokens).get(known.layer)
+        fvu = None if residual is None else unexplained(sae, residual, self.engine.plan.device)
+        if residual is None or fvu is None:
+            return {}
+        if fvu >= WORSE:
+            self.progress.say(
+                f"{known.name} does not reconstruct the residuals of {self.run.model.name}: it leaves {fvu:.2f} of their variance "
+                "unexplained, and their mean would leave 1.00; is it an SAE of another model?"
+            )
+        return {"fvu": fvu, "fvu_tokens": len(residual)}
 
     def sae(self, known: Sae) -> indexer.saes.Sae:
         """The tensors of one of the run's SAEs."""

@@ -18,10 +18,12 @@ from schema.audit import audit
 from schema.errors import Conflict, InputError, NotFound
 from schema.ledger import clock
 from schema.tables import Job, JobEvent
-from schema.tracing import REQUEST
+from schema.tracing import REQUEST, traceparent
 from schema.words import JobState
 
 ENDED = ("finished", "failed", "cancelled")
+TRACE = "traceparent"
+"""Beside what a job asks for: the request that submitted it, where that is traced."""
 MOST_EVENTS = 500
 """Events read at a time."""
 
@@ -49,14 +51,15 @@ def submit(session: Session, kind: str, request: Mapping[str, Any], author: str,
     if key is not None:
         known = session.scalars(select(Job).where(Job.author == author, Job.idempotency_key == key)).one_or_none()
         if known is not None:
-            if (known.kind, known.request) != (kind, request):
+            if (known.kind, asked(known)) != (kind, request):
                 raise InputError(
                     f"Idempotency-Key {key!r} came with another request before, which became job {known.id}; take a new key"
                 )
             return known
+    trace = traceparent()
     job = Job(
         kind=kind,
-        request=dict(request),
+        request=dict(request) if trace is None else {**request, TRACE: trace},
         author=author,
         request_id=REQUEST.get(),
         idempotency_key=key,
@@ -70,6 +73,11 @@ def submit(session: Session, kind: str, request: Mapping[str, Any], author: str,
     note(session, job)
     audit(session, author, "job.submit", str(job.id), {"kind": kind})
     return job
+
+
+def asked(job: Job) -> dict[str, Any]:
+    """What the submitter asked for."""
+    return {name: value for name, value in job.request.items() if name != TRACE}
 
 
 def find_job(session: Session, job_id: int, *, hold: bool = False) -> Job:

@@ -25,6 +25,7 @@ from schema.durable import check_whole, disk_is_full, fsync_files
 from schema.errors import ScopebaseError, WorkFailed
 from schema.layout import FENCE, fence_row, schema_of
 from schema.store import Store
+from schema.tracing import carried
 
 Staged = dict[str, list[str]]
 """Table -> its new fragments, each as Lance's JSON."""
@@ -43,7 +44,7 @@ def write(store: Store, table: str, rows: pa.Table | Iterable[pa.RecordBatch]) -
     Raises:
         WorkFailed: the disk is full, or the store cannot be written.
     """
-    reader = rows if isinstance(rows, pa.Table) else pa.RecordBatchReader.from_batches(schema_of(table), rows)
+    reader = rows if isinstance(rows, pa.Table) else pa.RecordBatchReader.from_batches(schema_of(table), carried(rows))
     with storage_faults(store):
         fragments = write_fragments(
             reader,

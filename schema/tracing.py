@@ -2,16 +2,21 @@
 
 The standard variables decide: OTEL_EXPORTER_OTLP_ENDPOINT (or ..._TRACES_ENDPOINT) turns traces on; OTEL_SERVICE_NAME,
 OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and OTEL_EXPORTER_OTLP_HEADERS mean what they mean everywhere. OpenTelemetry is imported by
-`start` alone. Values that people wrote (texts, queries, names of datasets) are in no span.
+`start` alone. Values that people wrote (texts, queries, names of datasets) are in no span, nor are the words of an error, which may hold
+some.
+
+A trace goes on in another process where that is told its `traceparent` (W3C Trace Context): in a request's header, in a job, or in the
+environment variable TRACEPARENT.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import Context, ContextVar, copy_context
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -20,6 +25,9 @@ from schema.errors import InputError
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 REQUEST: ContextVar[str | None] = ContextVar("request", default=None)
 """The id of the request that is being answered, or that submitted the job that is being done."""
+PARENT = "TRACEPARENT"
+"""The environment variable that says which trace a command belongs to."""
+STOP_SECONDS = 3.0
 Kind = Literal["internal", "server", "consumer"]
 Value = str | int | float | bool | None
 Args = ParamSpec("Args")
@@ -69,34 +77,61 @@ def start(role: str, version: str) -> None:
 
 
 def stop() -> None:
-    """Sends what has not been sent yet. The end of the process does it too."""
+    """Sends what has not been sent yet, and waits `STOP_SECONDS` for that at most. The end of the process does it too."""
     global _tracer
     if _tracer is not None:
         _tracer = None
-        _provider.shutdown()
+        sending = threading.Thread(target=_provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(STOP_SECONDS)  # a receiver that is away would keep the process for ten seconds
 
 
 def span(
-    name: str, kind: Kind = "internal", headers: Mapping[str, str] | None = None, **attributes: Value
+    name: str,
+    kind: Kind = "internal",
+    headers: Mapping[str, str] | None = None,
+    parent: str | None = None,
+    **attributes: Value,
 ) -> AbstractContextManager[Any]:
     """What is done inside. Gives OpenTelemetry's span, or None where nobody asks for traces.
 
     Args:
-        headers: of a request whose sender may have begun the trace (`traceparent`).
+        headers: of a request whose sender may have begun the trace.
+        parent: what `traceparent` gave elsewhere.
         attributes: None is left out; `_` becomes a dot.
     """
     if _tracer is None:
         return _NOTHING
-    from opentelemetry.propagate import extract
+    told = _given({"request_id": REQUEST.get(), **attributes})
+    return _span(_tracer, name, kind, _beyond(headers, parent), told)
+
+
+@contextmanager
+def _span(tracer: Any, name: str, kind: Kind, context: Any, attributes: Mapping[str, Any]) -> Iterator[Any]:
     from opentelemetry.trace import SpanKind
 
-    found: AbstractContextManager[Any] = _tracer.start_as_current_span(
-        name,
-        context=None if headers is None else extract(headers),
-        kind=SpanKind[kind.upper()],
-        attributes=_given({"request_id": REQUEST.get(), **attributes}),
-    )
-    return found
+    quiet = {"record_exception": False, "set_status_on_exception": False}  # both would tell its words
+    with tracer.start_as_current_span(
+        name, context=context, kind=SpanKind[kind.upper()], attributes=attributes, **quiet
+    ) as begun:
+        try:
+            yield begun
+        except Exception as error:
+            fail(begun, type(error).__name__)
+            raise
+
+
+def _beyond(headers: Mapping[str, str] | None, parent: str | None) -> Any:
+    """The span of another process that one belongs to; None for whatever it stands in."""
+    if headers is not None:
+        from opentelemetry.propagate import extract
+
+        return extract(headers)
+    if parent is not None:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        return TraceContextTextMapPropagator().extract({"traceparent": parent})
+    return None
 
 
 def traced(name: str, *places: str) -> Callable[[Callable[Args, Result]], Callable[Args, Result]]:
@@ -135,6 +170,17 @@ def _during(begun: Any, things: Iterable[Result]) -> Iterator[Result]:
         begun.end()
 
 
+def carried(things: Iterable[Result]) -> Iterable[Result]:
+    """Things that are asked for one by one in another thread, such as Arrow's, and made as part of what this is in."""
+    return things if _tracer is None else _carried(copy_context(), things)
+
+
+def _carried(here: Context, things: Iterable[Result]) -> Iterator[Result]:
+    ahead, end = iter(things), object()
+    while (thing := here.run(next, ahead, end)) is not end:
+        yield thing  # type: ignore[misc]
+
+
 def past(steps: Mapping[str, float], **attributes: Value) -> None:
     """Spans of what was measured elsewhere: steps that followed each other in this order and ended now.
 
@@ -152,12 +198,23 @@ def past(steps: Mapping[str, float], **attributes: Value) -> None:
 
 def trace_id() -> str | None:
     """Of the span that this is in, as 32 hexadecimal digits."""
+    found = _here()
+    return None if found is None else f"{found.trace_id:032x}"
+
+
+def traceparent() -> str | None:
+    """The span that this is in, for a process elsewhere to go on with its trace."""
+    found = _here()
+    return None if found is None else f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}"
+
+
+def _here() -> Any:
     if _tracer is None:
         return None
     from opentelemetry.trace import get_current_span
 
     found = get_current_span().get_span_context()
-    return f"{found.trace_id:032x}" if found.is_valid else None
+    return found if found.is_valid else None
 
 
 def fail(begun: Any, words: str) -> None:

@@ -5,6 +5,7 @@ The embedded one is a home on this machine's disk (SQLite and a folder), indexed
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fastapi.testclient import TestClient
 
 from schema.settings import Settings
 from tests.making import PROBLEMS, SONGS, TALES, make_model, make_release, write_jsonl
+from tests.races import race
 
 if TYPE_CHECKING:
     from tests.team import Deployment
@@ -74,10 +76,13 @@ def accept(team: Deployment, folder: Path, tell: Callable[[str], None]) -> None:
             assert asking.post("/v1/rules", json=RULE).status_code == 201
         compare("embedded", ask(beside), "the team's", ask(client))
         tell(f"{len(ASKED) + len(BODIES)} questions and a rule are answered alike")
-        labels = write_labels(team.url, team.another_api(), team.admin_key)
+        other = team.another_api()
+        labels = write_labels(team.url, other, team.admin_key)
         tell(f"{len(labels)} labels written through two API processes, none lost")
         assert client.get("/v1/overlap", headers={"authorization": "Bearer sb_nobody"}).status_code == 401
         assert "scopebase_labels 40.0" in client.get("/metrics").text
+        labels |= race_for_one_version([team.url, other], team.admin_key)
+        tell("of those who change one label, rule or vector at once one wins, and one job is made of one key")
         answers = ask(client)
     team.run("verify")
     team.run("backup", str(folder / "backup"))
@@ -163,6 +168,14 @@ def _lasting(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lasting(each) for key, each in value.items() if key not in PASSING}
     return [_lasting(each) for each in value] if isinstance(value, list) else value
+
+
+def race_for_one_version(urls: Sequence[str], key: str) -> dict[str, str]:
+    """See `tests.races.race`; four clients at each address."""
+    headers = {"authorization": f"Bearer {key}"}
+    with contextlib.ExitStack() as stack:
+        made = [httpx.Client(base_url=url, headers=headers, timeout=60) for url in (*urls, *urls) for _ in range(2)]
+        return race([stack.enter_context(client) for client in made], f"{SAE}/5", width=32)
 
 
 def write_labels(one: str, other: str, key: str) -> dict[str, str]:

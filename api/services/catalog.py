@@ -83,9 +83,17 @@ def saes(
             query = query.where(column == value)
     rows, following = _page(session, query, limit, cursor)
     indexed = _datasets_of(session, [sae.id for sae in rows])
+    measured = _unexplained_by(session, [sae.id for sae in rows])
     fields = ("layer", "release", "format", "activation", "k", "d_model", "d_sae", "sha256", "created_at")
     items = [
-        SaeItem(id=s.name, model=s.model.name, set=s.set_name, datasets=indexed.get(s.id, []), **_take(s, fields))
+        SaeItem(
+            id=s.name,
+            model=s.model.name,
+            set=s.set_name,
+            datasets=indexed.get(s.id, []),
+            fvu=measured.get(s.id),
+            **_take(s, fields),
+        )
         for s in rows
     ]
     return Page(data=items, next_cursor=following)
@@ -172,6 +180,12 @@ def _datasets_of(session: Session, sae_ids: Sequence[int]) -> dict[int, list[str
     for sae, name in session.execute(finished):
         found.setdefault(sae, []).append(name)
     return found
+
+
+def _unexplained_by(session: Session, sae_ids: Sequence[int]) -> dict[int, float]:
+    """SAE -> what was measured when its directions were stored."""
+    stored = select(Shard.sae_id, Shard.stats).where(Shard.sae_id.in_(sae_ids), Shard.kind == "directions")
+    return {sae: stats["fvu"] for sae, stats in session.execute(stored) if sae is not None and "fvu" in (stats or {})}
 
 
 def _take(row: object, fields: Sequence[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from indexer.progress import Progress, Silent
 from indexer.run import register, report, take_up, tidy
 from indexer.saes.known import load_known
 from indexer.survey import DatasetSpec, ShardSize, survey
-from indexer.worker import Worker
+from indexer.worker import Stats, Worker
 from schema.errors import Conflict, InputError
 from schema.home import Home, check_writable, find_home, make_home
 from schema.names import check_dataset
@@ -128,6 +128,10 @@ class CacheWorker(Worker):
     def sae(self, known: Sae) -> indexer.saes.Sae:
         release = self._subjects.release
         return release.load(known.layer) if release is not None else load_known(known)
+
+    def fit(self, known: Sae, sae: indexer.saes.Sae) -> Stats:
+        """A cache has no residuals to hold a reconstruction against."""
+        return {}
 
 
 def _recipe(asked: Taking, cache: Cache, subjects: Subjects, checked: Checked) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,16 @@ from schema.wire.frames import columns_of, rows_of, to_arrow, to_pandas
 from schema.words import Pool as Pool
 
 Item = TypeVar("Item")
+BasedOn = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=1 << 31,
+        examples=[1],
+        description="The newest version that you know, 0 where there is none: if there is another one by now, nothing is stored "
+        "(409). Left out, what is sent becomes the next version whoever was quicker; the others stay",
+    ),
+]
 
 
 class Wire(BaseModel):

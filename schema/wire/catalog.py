@@ -53,6 +53,12 @@ class SaeItem(Wire):
     d_sae: int
     sha256: str
     datasets: list[str] = Field(description="Datasets with a finished run")
+    fvu: float | None = Field(
+        None,
+        description="Fraction of the residuals' variance that its reconstruction leaves unexplained, measured on a few hundred tokens "
+        "of the dataset that it was first indexed with, without special and first tokens and those of extreme length. From 1 on it "
+        "is worse than the mean, and perhaps of another model. Null where it was not measured",
+    )
     created_at: datetime
 
 

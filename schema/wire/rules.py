@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from schema.wire.base import Pool, Wire
+from schema.wire.base import BasedOn, Pool, Wire
 from schema.wire.discovery import DiscoverBody, LabelValue, Metrics, RuleProvenance
 from schema.wire.expressions import Expression
 from schema.wire.questions import Token
@@ -38,7 +38,8 @@ class RuleBody(Wire):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "toxic_en", "expression": EXAMPLE, "pool": "any"}]}
     )
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, description="A new version of it is made where one of this name exists")
+    based_on: BasedOn = None
     expression: Expression | None = None
     discovery: DiscoverBody | None = Field(None, description="A request of /v1/rules/discover")
     choice: Choice | None = Field(None, description="With `discovery`: which of its rules, else the one it chose")

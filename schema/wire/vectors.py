@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from schema.wire.base import Provenance, Wire
+from schema.wire.base import BasedOn, Provenance, Wire
 from schema.wire.features import Histogram, Neighbour
 from schema.wire.reading import Mask
 from schema.wire.steering import Unit
@@ -191,6 +191,7 @@ class SaveVector(Wire):
         }
     )
     name: VectorName = Field(description="A new version of it is made where one of this name exists")
+    based_on: BasedOn = None
     description: str | None = Field(None, max_length=2_000, description="For those who read it later")
     components: list[Component] | None = Field(
         None,
@@ -222,6 +223,7 @@ class ImportVector(Wire):
     name: VectorName | None = Field(
         default=None, description="What the file says unless given; a new version where it exists"
     )
+    based_on: BasedOn = None
     model: str | None = Field(
         default=None,
         max_length=128,

@@ -28,11 +28,13 @@ def models(home: Home = None, json: Json = False) -> None:
 
 
 def saes(home: Home = None, json: Json = False) -> None:
-    """SAEs, and the datasets that each was run over."""
+    """SAEs, the datasets that each was run over, and how well each reconstructs."""
     page: Page[SaeItem] = _all(home, "saes")
-    made = table("SAE", "type", "k", "features", "tensors", "datasets", right={"k", "features", "datasets"})
+    right = {"k", "features", "datasets", "FVU"}
+    made = table("SAE", "type", "k", "features", "datasets", "FVU", right=right)
     for s in page.data:
-        made.add_row(s.id, s.activation, str(s.k or ""), f"{s.d_sae:,}", s.sha256[:8], str(len(s.datasets)))
+        fvu = "" if s.fvu is None else f"{s.fvu:.2f}"
+        made.add_row(s.id, s.activation, str(s.k or ""), f"{s.d_sae:,}", str(len(s.datasets)), fvu)
     _show(page, made, json)
 
 

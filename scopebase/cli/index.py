@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Annotated
 
@@ -118,7 +119,8 @@ def index(
             show_estimate(answer)
         return
     tracing.start("index", __version__)
-    reports = run(engine, config, settings(home), cluster, progress)
+    with tracing.span("index", parent=os.environ.get(tracing.PARENT)):
+        reports = run(engine, config, settings(home), cluster, progress)
     if wants_json(json):
         print_json(runs_page(settings(home), reports))
     else:

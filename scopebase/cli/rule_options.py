@@ -39,6 +39,15 @@ Share = Annotated[float, typer.Option("--discovery-share", help="The rest is hel
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the split and the bootstrap.")]
 Version = Annotated[MaybeNumber, typer.Option("--version", min=1, help="The newest unless given.", show_default=False)]
 Author = Annotated[MaybeText, typer.Option("--author", help="Your user name unless given.", show_default=False)]
+BasedOn = Annotated[
+    MaybeNumber,
+    typer.Option(
+        "--based-on",
+        min=0,
+        help="The newest version that you know, 0 for none: refused if there is another.",
+        show_default=False,
+    ),
+]
 Description = Annotated[MaybeText, typer.Option("--description", show_default=False)]
 RuleName = Annotated[str, typer.Argument(metavar="NAME", help="The rule's name.")]
 Group = Annotated[MaybeText, typer.Option("--group-by", help="Each value of this field apart.", show_default=False)]

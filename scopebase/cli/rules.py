@@ -17,6 +17,7 @@ from scopebase.cli.live import DeviceOption, ModelOption, SaeDirOption, load_for
 from scopebase.cli.options import AsOfOption, Home, Json, PoolOption, wants_json
 from scopebase.cli.rule_options import (
     Author,
+    BasedOn,
     Description,
     Group,
     MaybeFlag,
@@ -44,6 +45,7 @@ def set_(
     name: RuleName,
     expression: Annotated[str, typer.Argument(help="As JSON, or a file that holds it.")],
     pool: PoolOption = "any",
+    based_on: BasedOn = None,
     description: Description = None,
     author: Author = None,
     home: Home = None,
@@ -58,12 +60,9 @@ def set_(
         else expression
     )
     parsed = checked(TypeAdapter(Expression), read_json("the expression", text))
+    body = body_of(RuleBody, name=name, expression=parsed, pool=pool, based_on=based_on, description=description)
     with library(home) as books:
-        rule = make_rule(
-            books,
-            body_of(RuleBody, name=name, expression=parsed, pool=pool, description=description),
-            author_name(author),
-        )
+        rule = make_rule(books, body, author_name(author))
     if wants_json(json):
         print_json(rule)
     else:

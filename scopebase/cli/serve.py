@@ -6,6 +6,7 @@ import ipaddress
 import math
 import os
 import re
+import signal
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -224,14 +225,14 @@ def run_server(config: uvicorn.Config, generator: Generator | None) -> None:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """Not uvicorn's own, which sends the process the signal once more when all is done: it would die of it, and not exit with 0."""
             if generator is not None:
                 threading.Thread(target=generator.close, args=(GRACE,), daemon=True).start()
-            super().handle_exit(sig, frame)
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
 
     try:
         Server(config).run()
-    except KeyboardInterrupt:
-        pass
     finally:
         if generator is not None:
             generator.close(0)

@@ -14,7 +14,7 @@ from scopebase.cli import vector_saving
 from scopebase.cli.answers import library
 from scopebase.cli.console import ERRORS, print_json
 from scopebase.cli.options import AsOfOption, Home, Json, checked, wants_json
-from scopebase.cli.rule_options import Author, Description, MaybeNumber, MaybeText, author_name
+from scopebase.cli.rule_options import Author, BasedOn, Description, MaybeNumber, MaybeText, author_name
 from scopebase.cli.vector_tables import show_deleted, show_feature, show_list, show_saved
 
 app = typer.Typer(name="vector", help="Steering vectors: a feature's direction, and saved ones.", no_args_is_help=True)
@@ -111,6 +111,7 @@ def import_(
     layer_shift: Annotated[
         int, typer.Option("--layer-shift", help="Added to each layer: -1 for llama.cpp's cvector-generator.")
     ] = 0,
+    based_on: BasedOn = None,
     description: Description = None,
     author: Author = None,
     home: Home = None,
@@ -120,7 +121,7 @@ def import_(
     from api.services.steering.exchange import import_vector
 
     fields = {"name": name, "model": model, "description": description, "layer_shift": layer_shift, "file": file.name}
-    options = checked(ImportVector, fields)
+    options = checked(ImportVector, {**fields, "based_on": based_on})
     data = bytes_of(file)
     with library(home) as books:
         saved = import_vector(books, data, options, author_name(author))

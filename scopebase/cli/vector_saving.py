@@ -14,7 +14,16 @@ from scopebase.cli.answers import library
 from scopebase.cli.console import print_json
 from scopebase.cli.live import DeviceOption, load_live
 from scopebase.cli.options import AsOfOption, Home, Json, checked, wants_json
-from scopebase.cli.rule_options import Author, Description, MaybeNumber, MaybeText, MaybeTexts, author_name, read_json
+from scopebase.cli.rule_options import (
+    Author,
+    BasedOn,
+    Description,
+    MaybeNumber,
+    MaybeText,
+    MaybeTexts,
+    author_name,
+    read_json,
+)
 from scopebase.cli.vector_tables import show_saved
 
 if TYPE_CHECKING:
@@ -62,6 +71,7 @@ def save(
         typer.Option("--request", metavar="FILE", help="The whole request as JSON instead.", show_default=False),
     ] = None,
     as_of: AsOfOption = None,
+    based_on: BasedOn = None,
     description: Description = None,
     author: Author = None,
     model: Annotated[
@@ -76,22 +86,27 @@ def save(
 
     with library(home) as books:
         if request is not None:
-            body = _written(name, request)
+            body = _written(name, request, based_on)
         else:
             index = {"saes": sae or [], "top": top, "max_q": max_q, "as_of": as_of}
             reading = {"tokens": tokens, "mask": mask, "max_tokens": max_tokens, "seed": seed}
             asked: dict[str, Any] = {"name": name, "description": description, "normalise": normalise}
-            asked |= {"components": _components(feature, vector), **_means(books, means, layers, index, reading, n)}
+            asked |= {
+                "based_on": based_on,
+                "components": _components(feature, vector),
+                **_means(books, means, layers, index, reading, n),
+            }
             body = checked(SaveVector, asked)
         live = _load(books, body.residual_means, model, device) if body.residual_means else None
         saved = save_vector(books, live, body, author_name(author))
     print_json(saved) if wants_json(json) else show_saved(saved)
 
 
-def _written(name: str, path: str) -> SaveVector:
+def _written(name: str, path: str, based_on: int | None) -> SaveVector:
     """A request that stands in a file."""
     asked = read_json("--request", _text_of(path))
-    return checked(SaveVector, {**asked, "name": name} if isinstance(asked, dict) else {"name": name})
+    given = {"name": name} if based_on is None else {"name": name, "based_on": based_on}
+    return checked(SaveVector, {**asked, **given} if isinstance(asked, dict) else given)
 
 
 def _components(features: list[str] | None, vectors: list[str] | None) -> list[dict[str, Any]] | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from schema import tracing
 from schema.errors import InputError
 from scopebase.cli.console import ERRORS, shown
 
@@ -70,7 +71,8 @@ def helpers(n: int, words: Sequence[str] | None = None) -> Iterator[None]:
 
         torch.set_num_threads(int(threads))
     command = [sys.executable, "-m", "scopebase", *(sys.argv[1:] if words is None else words), "--workers", "1"]
-    environ = {**os.environ, "OMP_NUM_THREADS": threads}
+    trace = tracing.traceparent()
+    environ = {**os.environ, "OMP_NUM_THREADS": threads, **({tracing.PARENT: trace} if trace else {})}
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(n)]
         started = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environ) for file in files]

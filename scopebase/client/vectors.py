@@ -55,10 +55,12 @@ class Vectors(Asking):
         model: str | None = None,
         description: str | None = None,
         layer_shift: int = 0,
+        based_on: int | None = None,
     ) -> SavedVector:
         """Takes a vector in from a file: safetensors, GGUF or JSON. Needs the scope `write`."""
         asked = {"name": name, "model": model, "description": description, "layer_shift": layer_shift}
+        asked |= {"file": Path(file).name, "based_on": based_on}
         return self._transport.ask(
-            "POST", "/steering-vectors/import", SavedVector, params={**asked, "file": Path(file).name},
+            "POST", "/steering-vectors/import", SavedVector, params=asked,
             content=Path(file).read_bytes(), headers={"content-type": "application/octet-stream"},
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Traces, where they are configured: received by a small OTLP server, from real processes."""
+"""Traces, where they are configured: received by a small OTLP server from real processes, or kept in memory here."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from api.app import create_app
+from api.services.jobs.book import submit_job
+from indexer.jobs import Do, work_off
 from schema import tracing
+from schema.database import Database
+from schema.errors import InputError
+from schema.home import make_home
+from schema.queue import Queue
 from schema.settings import Settings
+from schema.wire.jobs import IndexJob
+from tests.spans import Spans
+from tests.spans import spans as spans
 
 ASKS = """
 import os, sys
@@ -137,6 +150,17 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert not tracing.on()
 
 
+def test_a_receiver_that_is_away_keeps_nobody(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = threading.Event()
+    monkeypatch.setattr(tracing, "STOP_SECONDS", 0.01)
+    monkeypatch.setattr(tracing, "_provider", type("Provider", (), {"shutdown": staticmethod(lambda: away.wait(20))}))
+    begun = time.monotonic()
+    tracing.stop()
+    assert time.monotonic() - begun < 10
+    assert not tracing.on()
+    away.set()
+
+
 def test_what_was_measured_elsewhere_is_laid_behind_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     class Tracer:
         laid: list[tuple[str, int, int]] = []  # noqa: RUF012
@@ -152,3 +176,54 @@ def test_what_was_measured_elsewhere_is_laid_behind_each_other(monkeypatch: pyte
     assert [round((end - begin) / 1e9, 3) for begin, end in zip(begins, ends, strict=True)] == [1.0, 2.0, 0.5]
     assert begins[1:] == ends[:-1]
     assert tracer.attributes == {"scopebase.tokens": 7}
+
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+JOB = {"kind": "index", "model": "a/b", "sae": "a/s", "datasets": [{"name": "secret-name", "source": "d.jsonl"}]}
+
+
+def work(database: Database, do: Do) -> None:
+    work_off(Queue(database), do, threading.Event(), lambda _line: None, once=True, keep_days=90)
+
+
+def test_a_job_goes_on_with_the_trace_of_the_request_that_submitted_it(tmp_path: Path, spans: Spans) -> None:
+    home = make_home(Settings.read(tmp_path, {}))
+    with TestClient(create_app(home), base_url="http://127.0.0.1") as client:
+
+        def submit(**headers: str) -> Any:
+            answer = client.post("/v1/jobs", json=JOB, headers={"idempotency-key": "one", **headers})
+            assert answer.status_code == 202, answer.text
+            assert "traceparent" not in answer.text
+            return answer.json()
+
+        first = submit(traceparent=PARENT)
+        assert submit() == first, "the trace is no part of what is asked for"
+        listed = client.get("/v1/jobs")
+        assert listed.json()["data"] == [first]
+        work(home.database, lambda job, _progress: [])  # as another machine does: nothing is open here
+    submitted, again = spans.named("POST /v1/jobs")
+    (job,) = spans.named("job")
+    assert f"{job.context.trace_id:032x}" == PARENT.split("-")[1]
+    assert job.parent.span_id == submitted.context.span_id
+    assert again.context.trace_id != job.context.trace_id
+    assert (job.attributes["scopebase.job"], job.attributes["scopebase.attempt"]) == (first["id"], 1)
+    assert job.status.is_ok
+    assert "secret-name" not in spans.text()
+
+
+def test_a_job_without_a_trace_begins_its_own_and_errors_are_told_by_their_kind(tmp_path: Path, spans: Spans) -> None:
+    home = make_home(Settings.read(tmp_path, {}))
+
+    def fails(_job: Any, _progress: Any) -> list[Any]:
+        with tracing.span("index.encode"):
+            raise InputError("secret-name cannot be read")
+
+    submit_job(home.database, IndexJob.model_validate(JOB), "ann")
+    work(home.database, fails)
+    home.close()
+    (job,), (piece,) = spans.named("job"), spans.named("index.encode")
+    assert job.parent is None
+    assert piece.parent.span_id == job.context.span_id
+    for span in (job, piece):
+        assert (span.status.is_ok, span.status.description, span.events) == (False, "InputError", ())
+    assert "secret-name" not in spans.text()

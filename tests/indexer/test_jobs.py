@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from api.services.jobs.book import Asker, cancel_job, job_events, retry_job, show_job, submit_job
 from indexer import jobs as working
@@ -25,9 +26,11 @@ from schema.places import check_place
 from schema.queue import Queue
 from schema.records import RunReport
 from schema.settings import Settings
-from schema.tables import Job
+from schema.tables import Job, Shard
 from schema.wire.jobs import IndexJob, JobItem
 from tests.indexer.test_run import everything
+from tests.spans import Spans
+from tests.spans import spans as spans
 
 ROOT = Asker("root")
 
@@ -316,3 +319,27 @@ def test_the_command_that_helps_does_the_same(root: Path, body: IndexJob) -> Non
         assert made.params[name] == getattr(config, name)
     for name in ("bad_rows", "max_tokens", "mask", "batch_tokens", "device", "dtype", "logits"):
         assert made.params[name] == getattr(config, name)
+
+
+def test_a_job_is_told_piece_by_piece(
+    database: Database, settings: Settings, root: Path, body: IndexJob, spans: Spans
+) -> None:
+    """Each shard of it is a span below the job's, and no other."""
+    one = body.model_copy(update={"datasets": body.datasets[:1]})
+    submit_job(database, one, "ann")
+    assert run_once(database, doing(settings, root)) == 1
+    (job,) = spans.named("job")
+    with database.reading() as session:
+        shards = {(f"index.{shard.kind}", shard.id): shard for shard in session.scalars(select(Shard))}
+    pieces = [span for span in spans.all() if "scopebase.shard" in span.attributes]
+    assert {span.name for span in pieces} == {"index.samples", "index.directions", "index.encode", "index.seal"}
+    assert sorted((span.name, span.attributes["scopebase.shard"]) for span in pieces) == sorted(shards)
+    for span in pieces:
+        shard = shards[span.name, span.attributes["scopebase.shard"]]
+        assert (span.attributes["scopebase.first"], span.attributes["scopebase.stop"]) == (shard.first, shard.stop)
+        assert span.parent.span_id == job.context.span_id
+        assert job.start_time <= span.start_time <= span.end_time <= job.end_time
+    strangers = [span.name for span in spans.all() if span.context.trace_id != job.context.trace_id]
+    assert not strangers
+    assert len(spans.named("index.publish")) == len(pieces)
+    assert "songs" not in spans.text()

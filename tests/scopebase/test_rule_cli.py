@@ -59,7 +59,9 @@ def test_texts_are_judged_as_the_stored_samples_are(rule: Call) -> None:
 
 def test_a_rule_by_hand(rule: Call, tmp_path: Path) -> None:
     (tmp_path / "rule.json").write_text(json.dumps({"not": {"feature": f"{SAES[0]}/3", "above": 0.5}}))
-    assert f"not {SAES[0]}/3 > 0.5" in rule("set", "hand", tmp_path / "rule.json").out
+    assert f"not {SAES[0]}/3 > 0.5" in rule("set", "hand", tmp_path / "rule.json", "--based-on", "0").out
+    late = rule("set", "hand", tmp_path / "rule.json", "--based-on", "0")
+    assert (late.status, "rule hand is at version 1, you saw 0: somebody changed it" in late.err) == (2, True)
     assert rule("list", "--json").json["data"][0]["expression"] == {"not": {"feature": f"{SAES[0]}/3", "above": 0.5}}
 
 

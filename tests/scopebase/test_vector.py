@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from api.app import create_app
-from schema.errors import InputError, NotFound
+from schema.errors import Conflict, InputError, NotFound
 from schema.home import open_home
 from schema.settings import Settings
 from scopebase import Client
@@ -92,6 +92,7 @@ def test_a_control_vector_of_layer_0_is_warned_of(vector: Call) -> None:
         (["export", f"{SAE}/7", "--to", "/nowhere/x"], "/nowhere/x cannot be written"),
         (["show", f"{SAE}/999"], "has features 0 to 255, and none 999"),
         (["list", "--model", "x"], "no model named 'x'"),
+        (["save", "x", "--feature", f"{SAE}/7", "--based-on", "1"], "vector x is not there, you saw 1"),
     ],
 )
 def test_refusals_are_one_line(vector: Call, args: list[str], sentence: str) -> None:
@@ -111,7 +112,9 @@ def test_the_client_asks_every_route(indexed: Settings, tmp_path: Path) -> None:
         assert [item.id for item in client.vectors()] == ["calm@1", "sung@1"]
         assert [item.id for item in client.vectors(made="decoded_means")] == ["sung@1"]
         file = client.export_vector("calm", tmp_path / "calm.gguf", "gguf")
-        assert client.import_vector(file, "again", layer_shift=1).layers == [3]
+        assert client.import_vector(file, "again", layer_shift=1, based_on=0).layers == [3]
+        with pytest.raises(Conflict, match="vector again is at version 1, you saw 0"):
+            client.import_vector(file, "again", layer_shift=1, based_on=0)
         assert client.export_vector(f"{SAE}/7", tmp_path / "f.safetensors").stat().st_size > 128
         assert [item.id for item in client.delete_vector("calm").data] == ["calm@1"]
         with pytest.raises(NotFound, match="was deleted"):

@@ -23,6 +23,7 @@ LONG = (
     "tests/schema/test_jobs.py",
     "tests/api/test_schemathesis.py",
     "tests/scopebase/test_cli.py",
+    "tests/scopebase/test_ending.py",
 )
 """Tests that try more with HYPOTHESIS_PROFILE=torture (see `tests/lengths.py`)."""
 MUTATIONS = 12_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -28,8 +29,11 @@ from schema.ledger import Ledger
 from schema.settings import Settings
 from schema.tables import Run, Shard
 from schema.wire.labels import NewLabel
+from tests.api.test_traces import collector, read
 from tests.laboratory import make_lab
+from tests.races import race, spread
 from tests.schema.test_ledger import database, run
+from tests.team import free_port
 
 __all__ = ["database", "run"]
 
@@ -78,6 +82,35 @@ def test_labels_outlive_the_service(tmp_path: Path) -> None:
     assert len(acknowledged) >= 12
     assert {said: there.count(said) for said in acknowledged} == dict.fromkeys(acknowledged, 1)
     assert len(there) == len(set(there))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_of_many_writers_through_three_processes_one_wins(tmp_path: Path, database_url: str) -> None:
+    """And whatever they asked is in the traces, though the service ends right behind the last answer."""
+    make_lab(tmp_path, database_url).home.close()
+    port = free_port()
+    command = [sys.executable, "-m", "scopebase", "--home", str(tmp_path), "serve", "--port", str(port)]
+    log = tmp_path / "log"
+    with log.open("w") as said, contextlib.ExitStack() as stack:
+        traces, bodies = stack.enter_context(collector())
+        environ = {**os.environ, "SCOPEBASE_DATABASE_URL": database_url, "OTEL_EXPORTER_OTLP_ENDPOINT": traces}
+        service = subprocess.Popen([*command, "--workers", "3"], env=environ, stdout=said, stderr=said)
+        stack.callback(service.wait)
+        stack.callback(service.kill)
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        clients = spread(f"http://127.0.0.1:{port}", service.pid, 3, each=2)
+        for client in clients:
+            stack.callback(client.close)
+        race(clients, FEATURE, width=4)
+        service.terminate()
+        assert service.wait(30) == 0
+    assert "Traceback" not in log.read_text()
+    submitted = [span for span in read(bodies)[0] if span["name"] == "POST /v1/jobs"]
+    assert len(submitted) == 2 * len(clients)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from api.services.cursors import read_cursor, write_cursor
 from schema.database import Database
 from schema.errors import Forbidden
-from schema.jobs import Happened, cancel, events_after, find_job, remove, retry, submit
+from schema.jobs import Happened, asked, cancel, events_after, find_job, remove, retry, submit
 from schema.queue import MOST_ATTEMPTS
 from schema.tables import Job
 from schema.wire.base import Page
@@ -141,7 +141,7 @@ def item(job: Job) -> JobItem:
         progress=_progress(job.progress),
         runs=[JobRun.model_validate(report) for report in job.reports or ()],
         error=job.error,
-        request=IndexJob.model_validate(job.request),
+        request=IndexJob.model_validate(asked(job)),
         last_event=job.n_events,
     )
 

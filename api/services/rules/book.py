@@ -12,6 +12,7 @@ from api.services.library import Library
 from api.services.rules.discovery import discover
 from api.services.rules.expressions import leaves
 from api.services.rules.ground import find_ground
+from api.services.versions import next_version
 from schema.audit import audit
 from schema.errors import Conflict, InputError, NotFound, not_found
 from schema.lab import Rule
@@ -66,7 +67,8 @@ def make_rule(library: Library, body: RuleBody, author: str) -> RuleItem:
     """Stores the next version of a rule.
 
     Raises:
-        NotFound, InputError, Conflict: a feature that is not there, SAEs of different models, or a discovery that cannot be made.
+        NotFound, InputError, Conflict: a feature that is not there, SAEs of different models, a discovery that cannot be made, or
+            see `next_version`.
     """
     if body.mask not in MASKS:
         raise InputError(f"mask {body.mask!r}: one of {', '.join(MASKS)}")
@@ -84,10 +86,8 @@ def make_rule(library: Library, body: RuleBody, author: str) -> RuleItem:
         bound = bind(session, [leaf.sae for leaf in found])
         for leaf in found:
             _check_index(session, leaf.sae, leaf.index)
-        newest = session.scalar(select(func.max(Rule.version)).where(Rule.name == body.name)) or 0
         rule = Rule(
             name=body.name,
-            version=newest + 1,
             expression=expression.model_dump(),
             pool=pool,
             saes={name: each.model_dump() for name, each in bound.items()},
@@ -95,6 +95,7 @@ def make_rule(library: Library, body: RuleBody, author: str) -> RuleItem:
             description=body.description,
             author=author,
         )
+        rule.version = next_version(session, rule, "rule", body.based_on)
         session.add(rule)
         session.flush()
         audit(session, author, "rule.create", f"{rule.name}@{rule.version}", {"made": made["made"]})

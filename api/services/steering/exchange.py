@@ -60,7 +60,7 @@ def import_vector(library: Library, data: bytes, options: ImportVector, author: 
     Raises:
         InputError, TooLarge: a file that cannot be read, or that does not fit the model.
         NotFound: the home has no such model.
-        Conflict: it fits several models, and none was named.
+        Conflict: it fits several models, and none was named; or see `keep`.
     """
     check_size(data)
     if data.startswith(BEGIN):
@@ -80,9 +80,8 @@ def import_vector(library: Library, data: bytes, options: ImportVector, author: 
         "empty_layers": list(file.empty_layers),
     }
     made = Made(own, layers, "import", provenance)
-    return keep(
-        library, made, _name(options.name or _plain(file.name)), options.description or file.description, author
-    )
+    name, description = _name(options.name or _plain(file.name)), options.description or file.description
+    return keep(library, made, name, description, author, options.based_on)
 
 
 def _import_features(library: Library, data: bytes, options: ImportVector, author: str) -> SavedVector:
@@ -98,7 +97,7 @@ def _import_features(library: Library, data: bytes, options: ImportVector, autho
         except ValidationError as error:
             raise InputError(f"the table: {error.errors()[0]['msg']}") from None
         made = combine(library, session, body)
-    return keep(library, made, name, options.description, author)
+    return keep(library, made, name, options.description, author, options.based_on)
 
 
 def _name(name: str | None) -> str:

@@ -20,6 +20,7 @@ from api.services.steering.models import find_model
 from api.services.steering.residual import residual_means
 from api.services.steering.stored import find_vector, vectors_of
 from api.services.steering.strengths import suggest_for_vector
+from api.services.versions import next_version
 from schema.audit import audit
 from schema.errors import Conflict
 from schema.live import LiveModel
@@ -53,26 +54,30 @@ def save_vector(library: Library, live: LiveModel | None, body: SaveVector, auth
     """Makes the next version of a vector.
 
     Raises:
-        NotFound, Conflict, InputError, NoModel: see `combine`, `decoded_means` and `residual_means`.
+        NotFound, Conflict, InputError, NoModel: see `combine`, `decoded_means`, `residual_means` and `keep`.
     """
     if body.residual_means is not None:
         made = residual_means(library, live, body)
     else:
         with library.home.database.reading() as session:
             made = (combine if body.components is not None else decoded_means)(library, session, body)
-    return keep(library, made, body.name, body.description, author)
+    return keep(library, made, body.name, body.description, author, body.based_on)
 
 
-def keep(library: Library, made: Made, name: str, description: str | None, author: str) -> SavedVector:
-    """Stores what was made as the next version under a name."""
+def keep(
+    library: Library, made: Made, name: str, description: str | None, author: str, based_on: int | None
+) -> SavedVector:
+    """Stores what was made as the next version under a name.
+
+    Raises:
+        Conflict: see `next_version`.
+    """
     layers = sorted(made.layers)
     block = np.stack([made.layers[layer] for layer in layers]).astype("<f4")
     norms = [float(norm) for norm in np.linalg.norm(block.astype(np.float64), axis=1)]
     with library.home.database.writing(alone=True) as session:
-        newest = session.scalar(select(func.max(SteeringVector.version)).where(SteeringVector.name == name)) or 0
         row = SteeringVector(
             name=name,
-            version=newest + 1,
             model_id=made.model.id,
             layers=layers,
             d_model=block.shape[1],
@@ -82,6 +87,7 @@ def keep(library: Library, made: Made, name: str, description: str | None, autho
             description=description,
             author=author,
         )
+        row.version = next_version(session, row, "vector", based_on)
         session.add(row)
         session.flush()
         audit(session, author, "vector.create", f"{name}@{row.version}", {"made": made.how, "sha256": row.sha256})

@@ -55,11 +55,25 @@ class RuleMachine(RuleBasedStateMachine):
                 each.home.close()
             shutil.rmtree(self.folder)
 
-    @rule(at=HANDLES, name=NAMES, expression=EXPRESSIONS, pool=st.sampled_from(["any", "last"]), author=PEOPLE)
-    def store(self, at: int, name: str, expression: Any, pool: Any, author: str) -> None:
+    @rule(
+        at=HANDLES,
+        name=NAMES,
+        expression=EXPRESSIONS,
+        pool=st.sampled_from(["any", "last"]),
+        author=PEOPLE,
+        back=st.none() | st.integers(-1, 2),
+    )
+    def store(self, at: int, name: str, expression: Any, pool: Any, author: str, back: int | None) -> None:
+        """Whatever is the newest, or as a change of the version so far back."""
         versions = self.expected.setdefault(name, [])
-        body = RuleBody(name=name, expression=expression, pool=pool, description=f"of {author}")
-        made = make_rule(self.handles[at], body, author)
+        based_on = None if back is None else max(0, len(versions) - back)
+        body = RuleBody(name=name, expression=expression, pool=pool, description=f"of {author}", based_on=based_on)
+        try:
+            made = make_rule(self.handles[at], body, author)
+        except Conflict:
+            assert based_on not in (None, len(versions))
+            return
+        assert based_on in (None, len(versions))
         assert made.version == len(versions) + 1
         versions.append({"expression": body.expression, "pool": pool, "author": author, "signed_by": None})
         self.writes += 1

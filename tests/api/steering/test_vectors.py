@@ -21,7 +21,7 @@ from api.services.library import Library
 from api.services.statistics import benjamini_hochberg
 from api.services.steering import files
 from api.services.steering.strengths import quantile
-from api.services.steering.vectors import save_vector, show_vector
+from api.services.steering.vectors import delete_vector, save_vector, show_vector
 from indexer.live import open_live
 from schema.errors import Conflict, InputError, NoModel, NotFound
 from schema.home import open_home
@@ -411,6 +411,24 @@ def test_versions_pages_filters_and_deletion(web: TestClient, books: Library) ->
         assert [tuple(row) for row in noted][-3:] == [
             ("vector.delete", "b@1"), ("vector.delete", "b@2"), ("vector.create", "b@3"),
         ]  # fmt: skip
+
+
+def test_who_names_the_version_they_know_is_told_of_a_newer_one(books: Library) -> None:
+    def based_on(version: int) -> int:
+        return save(books, components=[{"feature": f"{SAE2}/3"}], based_on=version).version
+
+    with pytest.raises(Conflict, match="vector v is not there, you saw 1: somebody changed it; read it again"):
+        based_on(1)
+    assert [based_on(0), based_on(1)] == [1, 2]
+    for known in (0, 1, 3):
+        with pytest.raises(
+            Conflict, match=f"vector v is at version 2, you saw {known}: somebody changed it; read it again"
+        ):
+            based_on(known)
+    delete_vector(books, "v@2", "ann")  # what `v` means by now is its version 1
+    with pytest.raises(Conflict, match="vector v is at version 1, you saw 2"):
+        based_on(2)
+    assert based_on(1) == 3
 
 
 def test_versions_count_up_whoever_saves_at_once(books: Library) -> None:

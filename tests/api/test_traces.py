@@ -26,6 +26,8 @@ from schema.home import make_home
 from schema.queue import Queue
 from schema.settings import Settings
 from schema.wire.jobs import IndexJob
+from scopebase.cli import main
+from scopebase.cli.workers import helpers
 from tests.spans import Spans
 from tests.spans import spans as spans
 
@@ -227,3 +229,39 @@ def test_a_job_without_a_trace_begins_its_own_and_errors_are_told_by_their_kind(
     for span in (job, piece):
         assert (span.status.is_ok, span.status.description, span.events) == (False, "InputError", ())
     assert "secret-name" not in spans.text()
+
+
+def test_helpers_and_commands_go_on_with_the_trace_in_their_environment(
+    spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str | None] = []
+
+    class Started:
+        def __init__(self, _command: list[str], env: dict[str, str], **_more: Any) -> None:
+            told.append(env.get("TRACEPARENT"))
+
+        def wait(self) -> int:
+            return 0
+
+        def terminate(self) -> None: ...
+
+    def work_here(*_asked: Any) -> list[Any]:
+        with tracing.span("index.encode"):
+            return []
+
+    monkeypatch.delenv("TRACEPARENT", raising=False)
+    monkeypatch.setattr("scopebase.cli.workers.subprocess.Popen", Started)
+    with helpers(1, []):
+        assert told == [None]
+    with tracing.span("job"), helpers(1, []):
+        assert told[1] == tracing.traceparent()
+    monkeypatch.setenv("TRACEPARENT", str(told[1]))
+    monkeypatch.setattr("scopebase.cli.index.run", work_here)
+    monkeypatch.setattr("scopebase.cli.index.show_reports", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["scopebase", "index", "--model", "m", "--sae", "s", "--dataset", "d=d.jsonl"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    (job,), (command,), (piece,) = (spans.named(name) for name in ("job", "index", "index.encode"))
+    assert command.parent.span_id == job.context.span_id
+    assert piece.parent.span_id == command.context.span_id

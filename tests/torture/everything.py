@@ -24,6 +24,7 @@ LONG = (
     "tests/api/test_schemathesis.py",
     "tests/scopebase/test_cli.py",
     "tests/scopebase/test_ending.py",
+    "tests/torture/test_faults.py",
 )
 """Tests that try more with HYPOTHESIS_PROFILE=torture (see `tests/lengths.py`)."""
 MUTATIONS = 12_000

@@ -31,6 +31,7 @@ from schema.tables import Run, Shard
 from schema.wire.labels import NewLabel
 from tests.api.test_traces import collector, read
 from tests.laboratory import make_lab
+from tests.lengths import LONG
 from tests.races import race, spread
 from tests.schema.test_ledger import database, run
 from tests.team import free_port
@@ -38,6 +39,7 @@ from tests.team import free_port
 __all__ = ["database", "run"]
 
 FEATURE = "m/3-tiny/7"
+N_PROCESSES, N_ROUNDS = (3, 20) if LONG else (2, 2)
 
 
 def test_labels_outlive_the_service(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_labels_outlive_the_service(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_of_many_writers_through_three_processes_one_wins(tmp_path: Path, database_url: str) -> None:
+def test_of_many_writers_through_several_processes_one_wins(tmp_path: Path, database_url: str) -> None:
     """And whatever they asked is in the traces, though the service ends right behind the last answer."""
     make_lab(tmp_path, database_url).home.close()
     port = free_port()
@@ -94,7 +96,7 @@ def test_of_many_writers_through_three_processes_one_wins(tmp_path: Path, databa
     with log.open("w") as said, contextlib.ExitStack() as stack:
         traces, bodies = stack.enter_context(collector())
         environ = {**os.environ, "SCOPEBASE_DATABASE_URL": database_url, "OTEL_EXPORTER_OTLP_ENDPOINT": traces}
-        service = subprocess.Popen([*command, "--workers", "3"], env=environ, stdout=said, stderr=said)
+        service = subprocess.Popen([*command, "--workers", str(N_PROCESSES)], env=environ, stdout=said, stderr=said)
         stack.callback(service.wait)
         stack.callback(service.kill)
         until = time.monotonic() + 60
@@ -102,10 +104,10 @@ def test_of_many_writers_through_three_processes_one_wins(tmp_path: Path, databa
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.05)
-        clients = spread(f"http://127.0.0.1:{port}", service.pid, 3, each=2)
+        clients = spread(f"http://127.0.0.1:{port}", service.pid, N_PROCESSES, each=2)
         for client in clients:
             stack.callback(client.close)
-        race(clients, FEATURE, width=4)
+        race(clients, FEATURE, width=4, rounds=N_ROUNDS)
         service.terminate()
         assert service.wait(30) == 0
     assert "Traceback" not in log.read_text()

@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
-
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -77,45 +67,6 @@ def test_the_tables_are_as_large_as_their_files(indexed: Settings) -> None:
 def test_a_key_is_asked_for_where_the_service_asks(indexed: Settings) -> None:
     with TestClient(create_app(open_home(indexed), access=Access(auth=True)), base_url="http://127.0.0.1") as client:
         assert client.get("/metrics").status_code == 401
-
-
-def test_several_processes_tell_one_sum(indexed: Settings, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "scopebase",
-        "--home",
-        str(indexed.home),
-        "serve",
-        "--port",
-        str(port),
-        "--workers",
-        "2",
-    ]
-    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL)
-
-    def ask(path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
-            return str(answer.read().decode())
-
-    try:
-        for _ in range(450):
-            try:
-                ask("v1/health")
-                break
-            except OSError:
-                time.sleep(0.2)
-        for _ in range(20):
-            ask("v1/saes")
-        told = re.search(r'scopebase_requests_total\{[^}]*route="/v1/saes"[^}]*\} ([\d.]+)', ask("metrics"))
-        assert told is not None
-        assert float(told[1]) == 20
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) is not None
 
 
 @pytest.fixture(autouse=True)

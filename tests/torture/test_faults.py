@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -88,7 +89,7 @@ def test_labels_outlive_the_service(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_of_many_writers_through_several_processes_one_wins(tmp_path: Path, database_url: str) -> None:
-    """And whatever they asked is in the traces, though the service ends right behind the last answer."""
+    """Whatever they asked is in the numbers of any process, and in the traces though the service ends right behind the last answer."""
     make_lab(tmp_path, database_url).home.close()
     port = free_port()
     command = [sys.executable, "-m", "scopebase", "--home", str(tmp_path), "serve", "--port", str(port)]
@@ -108,6 +109,9 @@ def test_of_many_writers_through_several_processes_one_wins(tmp_path: Path, data
         for client in clients:
             stack.callback(client.close)
         race(clients, FEATURE, width=4, rounds=N_ROUNDS)
+        counted = r'scopebase_requests_total\{(?=[^}]*method="POST")[^}]*route="/v1/jobs"[^}]*\} ([\d.]+)'
+        told = [sum(map(float, re.findall(counted, client.get("/metrics").text))) for client in clients]
+        assert told == [2 * len(clients)] * len(clients)
         service.terminate()
         assert service.wait(30) == 0
     assert "Traceback" not in log.read_text()

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from indexer.config import Cluster, IndexConfig
+from indexer.lifeline import Line
 from indexer.machines import Machine, pin, share
 from indexer.run import index as index_locally
 from schema.errors import InputError, WorkFailed
@@ -181,7 +182,7 @@ def crew(monkeypatch: pytest.MonkeyPatch, machines: list[Machine], **asked: Any)
     made = Crew(Cluster(**asked), home, asked.get("gpus_per_worker") or 0.0, Told())  # type: ignore[arg-type]
     handle = SimpleNamespace(hello=SimpleNamespace(remote=lambda _order: object()))
     made.actor = SimpleNamespace(options=lambda **_options: SimpleNamespace(remote=lambda: handle))
-    made.order, made.servers = b"", []
+    made.order, made.lifeline = b"", Line()
     return made
 
 

@@ -35,8 +35,8 @@ class Lifeline(Protocol):
             WorkFailed: it has torn, and the command is to end.
         """
 
-    def broke(self, error: BaseException) -> bool:
-        """Whether an error is no more than a sign that it has torn."""
+    def broke(self, error: BaseException) -> str | None:
+        """A sentence, where an error is no more than a sign that it has torn."""
 
     def cut(self) -> None:
         """Ends what is left of a Ray that has torn."""
@@ -56,8 +56,8 @@ class Ours:
             raise WorkFailed("Ray on this machine died; run the same command again, it goes on where it stopped")
         return True
 
-    def broke(self, error: BaseException) -> bool:
-        return False
+    def broke(self, error: BaseException) -> str | None:
+        return None
 
     def cut(self) -> None:
         for server in self.servers:
@@ -97,20 +97,21 @@ class Theirs:
     def _silent(self) -> str | None:
         """One that does not answer, if any; asked anew now and then."""
         if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._found = next((name for name, address in self.servers.items() if not _answers(address)), None)
+            self._found = next((name for name, address in self.servers.items() if not answers(address)), None)
             self._looked = time.monotonic()
         return self._found
 
-    def broke(self, error: BaseException) -> bool:
-        return False
+    def broke(self, error: BaseException) -> str | None:
+        return None
 
     def cut(self) -> None: ...
 
 
 class Line:
-    """The connection of Ray's client to a cluster, which tells that it is broken by what it raises."""
+    """A connection to a cluster that tells that it is broken by what it raises, as that of Ray's client does."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address
         self._broken = False
 
     def holds(self) -> bool:
@@ -119,9 +120,10 @@ class Line:
     def check(self) -> bool:
         return True
 
-    def broke(self, error: BaseException) -> bool:
+    def broke(self, error: BaseException) -> str | None:
         self._broken = isinstance(error, ConnectionError) or type(error).__module__.startswith("grpc.")
-        return self._broken
+        said = f"the connection to {self.address} broke; run the same command again, it goes on where it stopped"
+        return said if self._broken else None
 
     def cut(self) -> None: ...
 
@@ -134,7 +136,8 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether something takes a connection at `host:port`."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), TRY_SECONDS).close()

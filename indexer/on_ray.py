@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from indexer.config import Cluster
-from indexer.lifeline import Lifeline, Line, Ours, Theirs
+from indexer.lifeline import Lifeline, Line, Ours, Theirs, answers
 from indexer.machines import Machine, pin, room, share
 from indexer.progress import Bar, Progress
 from indexer.remote import Done, Hello, Order, installed
@@ -56,14 +56,17 @@ def connect(cluster: Cluster, progress: Progress) -> Lifeline:
         cores = max(os.cpu_count() or 1, (cluster.workers or 1) * (cluster.cpus_per_worker or 1))
         ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
         return Ours([child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")])
+    place = (cluster.address or "").removeprefix("ray://")
     try:
+        if ":" in place and not answers(place):  # Ray would try for two minutes
+            raise ConnectionError("nothing takes a connection there")
         ray.init(address=cluster.address, **quiet)
     except Exception as error:  # Ray, its client and gRPC raise their own
         raise NoCluster(
             f"no Ray cluster answers at --address {cluster.address}: {first_line(error)}; "
             "start one with 'ray start --head', or leave --address out for a Ray of this machine"
         ) from error
-    return Line() if (cluster.address or "").startswith("ray://") else Theirs(servers_here())
+    return Line(cluster.address) if (cluster.address or "").startswith("ray://") else Theirs(servers_here())
 
 
 def servers_here() -> dict[str, str]:
@@ -76,8 +79,9 @@ def servers_here() -> dict[str, str]:
 
 def machines() -> list[Machine]:
     """Those of the cluster that live."""
-    living = [node for node in ray.nodes() if node["Alive"]]
-    return [Machine(n["NodeManagerHostname"], n["NodeManagerAddress"], n["Resources"]) for n in living]
+    return [
+        Machine(n["NodeManagerHostname"], n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]
+    ]
 
 
 def make_actor() -> Any:
@@ -132,11 +136,9 @@ class Crew:
             self.fill()
             yield self
         except Exception as error:
-            if not self.lifeline.broke(error):
+            if (said := self.lifeline.broke(error)) is None:
                 raise
-            raise WorkFailed(
-                f"the connection to {self.cluster.address} broke; run the same command again, it goes on where it stopped"
-            ) from error
+            raise WorkFailed(said) from error
         finally:
             if not self.lifeline.holds():
                 self.lifeline.cut()

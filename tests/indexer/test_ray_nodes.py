@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -99,6 +106,7 @@ def test_a_node_dies_and_another_comes_in_the_midst(case: Case, shared: Settings
 def test_the_head_dies_and_the_same_command_goes_on_with_another_cluster(
     case: Case, shared: Settings, bucket: Bucket
 ) -> None:
+    bucket.fail(replace(SLOW, seconds=0.4))
     with nodes(2) as cluster:
         process = start(shared, case.options, "--engine", "ray", "--address", cluster.address)
         await_committed(shared, 3, process)
@@ -116,6 +124,55 @@ def test_the_head_dies_and_the_same_command_goes_on_with_another_cluster(
     assert done >= 3
     with nodes(2) as cluster:
         finish(start(shared, case.options, "--engine", "ray", "--address", cluster.address))
+    shards, leased = leases(shared)
+    assert leased - shards <= 2
+    as_if_nothing_had_been(case, shared, bucket)
+
+
+@contextmanager
+def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, psutil.Process]]:
+    """A cluster of one machine, as `ray start` makes it, with a door for those outside: its address, and what runs all of it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("", 0))
+        second.bind(("", 0))
+        port, outside = first.getsockname()[1], second.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="ray-")  # its sockets need a short path
+    words = ["--num-cpus", "2", "--include-dashboard", "false", "--object-store-memory", str(100 << 20)]
+    words += ["--port", str(port), "--ray-client-server-port", str(outside), "--temp-dir", folder]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        try:
+            end = time.monotonic() + PATIENCE
+            while socket.socket().connect_ex(("127.0.0.1", outside)):
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            yield f"ray://127.0.0.1:{outside}", psutil.Process(head.pid)
+        finally:
+            for each in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
+                each.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_from_outside_a_worker_dies_then_the_line(
+    case: Case, shared: Settings, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("grpc", reason="Ray's client is not installed: pip install 'ray[client]'")
+    bucket.fail(replace(SLOW, seconds=0.4))
+    with door(monkeypatch) as (address, head):
+        process = start(shared, case.options, "--engine", "ray", "--address", address)
+        (holder, *_) = await_committed(shared, 2, process)
+        os.kill(holder, signal.SIGKILL)
+        until(lambda: bool({*progress(shared)[1]} - {holder}), process)  # another is at it
+        for each in head.children(recursive=True):
+            with suppress(psutil.Error):
+                if "specific-server" in " ".join(each.cmdline()):
+                    each.kill()
+        said = finish(process, well=False)
+        bucket.fail()
+        assert f"(pid {holder}) is lost" in said
+        assert f"the connection to {address} broke; run the same command again" in said.strip().splitlines()[-1]
+        finish(start(shared, case.options, "--engine", "ray", "--address", address))
     shards, leased = leases(shared)
     assert leased - shards <= 2
     as_if_nothing_had_been(case, shared, bucket)

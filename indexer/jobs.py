@@ -21,7 +21,7 @@ from indexer.config import IndexConfig
 from indexer.places import dataset_source, repository
 from indexer.progress import Progress
 from schema import tracing
-from schema.errors import InputError, LeaseLost, ScopebaseError
+from schema.errors import InputError, LeaseLost, NoCluster, ScopebaseError
 from schema.jobs import TRACE, asked, prune
 from schema.queue import Queue
 from schema.records import RunReport
@@ -38,6 +38,8 @@ HEED_SECONDS = 3.0
 """The same where there is nothing to tell: so long a cancelled job may go on unheard."""
 AWAY_SECONDS = 5.0
 """Until a database that was away is asked again."""
+CLUSTER_SECONDS = 30.0
+"""The same of a Ray cluster that did not answer."""
 MOST_TELLS = 12
 PRUNE_SECONDS = 3600.0
 
@@ -104,7 +106,13 @@ def work_off(queue: Queue, do: Do, ending: threading.Event, say: Say, *, once: b
             continue
         if job is not None:
             taken += 1
-            contextvars.copy_context().run(do_job, queue, job, do, ending, say)  # the next one is another's
+            try:
+                contextvars.copy_context().run(do_job, queue, job, do, ending, say)  # the next one is another's
+            except NoCluster as error:
+                if once:
+                    raise
+                say(f"{error} (asked again in {CLUSTER_SECONDS:.0f} s)")
+                ending.wait(CLUSTER_SECONDS)
         elif once:
             break
         else:
@@ -113,7 +121,11 @@ def work_off(queue: Queue, do: Do, ending: threading.Event, say: Say, *, once: b
 
 
 def do_job(queue: Queue, job: Job, do: Do, ending: threading.Event, say: Say) -> None:
-    """One job, to its end or to where it has to stop; the queue knows what became of it."""
+    """One job, to its end or to where it has to stop; the queue knows what became of it.
+
+    Raises:
+        NoCluster: this worker can do no job now; the queue has this one again.
+    """
     REQUEST.set(job.request_id)
     told: dict[str, Any] = {"job": job.id, "attempt": job.attempts}
     with tracing.span("job", "consumer", parent=job.request.get(TRACE), **told) as begun:
@@ -129,6 +141,9 @@ def _do_job(queue: Queue, job: Job, do: Do, ending: threading.Event, say: Say, b
         said, outcome = "finished", partial(queue.finish, job, [_run(each) for each in reports])
     except Stopped as stopped:
         said, outcome = str(stopped), partial(queue.give_back, job)
+    except NoCluster as error:
+        _tell(partial(queue.give_back, job, str(error), CLUSTER_SECONDS), job, say)
+        raise
     except ScopebaseError as error:
         tracing.fail(begun, type(error).__name__)
         said = str(error)

@@ -19,12 +19,13 @@ from typing import Any
 import psutil
 
 from indexer.config import Cluster
+from indexer.lifeline import Lifeline, Line, Ours, Theirs, answers
 from indexer.machines import Machine, pin, room, share
 from indexer.progress import Bar, Progress
 from indexer.remote import Done, Hello, Order, installed
 from indexer.seats import Ask, Seat, first_line, note
 from indexer.worker import publish_staged
-from schema.errors import InputError, ScopebaseError, WorkFailed
+from schema.errors import InputError, NoCluster, ScopebaseError, WorkFailed
 from schema.home import Home
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -42,47 +43,45 @@ PATIENCE = 3
 STORE_BYTES = 100 << 20
 """Of the object store of a Ray that is started here; hardly anything goes through it."""
 
-GONE = "Ray on this machine died; run the same command again, it goes on where it stopped"
 
-
-def connect(cluster: Cluster, progress: Progress) -> list[psutil.Process]:
-    """Ray as a cluster that is there, or started on this machine, without a word of its own.
-
-    Returns:
-        The processes without which a Ray that was started here cannot go on.
+def connect(cluster: Cluster, progress: Progress) -> Lifeline:
+    """Ray as a cluster that is there, or started on this machine, without a word of its own. Returns what it hangs on.
 
     Raises:
-        InputError: no cluster answers.
+        NoCluster: none answers.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.address in (None, "local"):
         progress.say("starting Ray on this machine")
         cores = max(os.cpu_count() or 1, (cluster.workers or 1) * (cluster.cpus_per_worker or 1))
         ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
-        return [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
+        return Ours([child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")])
+    place = (cluster.address or "").removeprefix("ray://")
     try:
+        if ":" in place and not answers(place):  # Ray would try for two minutes
+            raise ConnectionError("nothing takes a connection there")
         ray.init(address=cluster.address, **quiet)
     except Exception as error:  # Ray, its client and gRPC raise their own
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise InputError(
-            f"no Ray cluster answers at --address {cluster.address}: {reason}; "
+        raise NoCluster(
+            f"no Ray cluster answers at --address {cluster.address}: {first_line(error)}; "
             "start one with 'ray start --head', or leave --address out for a Ray of this machine"
         ) from error
-    return []
+    return Line(cluster.address) if (cluster.address or "").startswith("ray://") else Theirs(servers_here())
 
 
-def lives(process: psutil.Process) -> bool:
-    """Whether it runs; one that was killed stays in the table until its parent looks."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def servers_here() -> dict[str, str]:
+    """What this process hangs on in a cluster: its head, and the node that it has joined."""
+    here = ray.get_runtime_context()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+    address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+    return {"the head of the Ray cluster": here.gcs_address, "this machine's part of the Ray cluster": address}
 
 
 def machines() -> list[Machine]:
     """Those of the cluster that live."""
-    living = [node for node in ray.nodes() if node["Alive"]]
-    return [Machine(n["NodeManagerHostname"], n["NodeManagerAddress"], n["Resources"]) for n in living]
+    return [
+        Machine(n["NodeManagerHostname"], n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]
+    ]
 
 
 def make_actor() -> Any:
@@ -127,7 +126,7 @@ class Crew:
             order: what they are given, by the cores of each.
         """
         own = not ray.is_initialized()
-        self.servers = connect(self.cluster, self.progress) if own else []
+        self.lifeline: Lifeline = connect(self.cluster, self.progress) if own else Line()
         try:
             found = machines()
             cores = share(found, self.cluster, self.gpus)
@@ -136,10 +135,13 @@ class Crew:
             self.actor = make_actor()
             self.fill()
             yield self
+        except Exception as error:
+            if (said := self.lifeline.broke(error)) is None:
+                raise
+            raise WorkFailed(said) from error
         finally:
-            for server in self.servers if not all(lives(server) for server in self.servers) else []:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    server.kill()  # one is no use without the other, and workers end with them
+            if not self.lifeline.holds():
+                self.lifeline.cut()
             for seat in [*self.seats]:
                 self._leave(seat)
             if own:
@@ -147,10 +149,9 @@ class Crew:
 
     def fill(self) -> None:
         """As many workers as are asked for; where no number is, as there is room for, while machines come and go."""
-        self._check_servers()
+        if not self.lifeline.check():
+            return
         found = machines()
-        if not found and not self.cluster.address:
-            raise WorkFailed(GONE)
         places = room(found, self.needs)
         wanted = self.cluster.workers or places
         starting = [seat for seat in reversed(self.seats) if seat.hello is None]
@@ -164,11 +165,6 @@ class Crew:
         if places < max(1, wanted):
             each = f"{self.needs['CPU']:g} cores" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
             self._say_once(f"the cluster has room for {places} workers of {each}; others start when machines come")
-
-    def _check_servers(self) -> None:
-        """Raises WorkFailed where Ray itself has died; asked for anything, it would wait a minute and end this process."""
-        if not all(lives(server) for server in self.servers):
-            raise WorkFailed(GONE)
 
     def work(self, ask: Callable[[Seat], Ask], over: Callable[[], bool], bar: Bar) -> None:
         """Keeps all workers at it until it is over.
@@ -268,7 +264,7 @@ class Crew:
     def _leave(self, seat: Seat) -> None:
         """Ends a worker, and opens what it held."""
         self.seats.remove(seat)
-        if all(lives(server) for server in self.servers):
+        if self.lifeline.holds():
             with contextlib.suppress(RayError):
                 ray.kill(seat.handle)
         if seat.hello is not None:

@@ -46,9 +46,7 @@ def index(
     """
     progress = progress or Silent()
     check_writable(settings)
-    if settings.database_file is not None and (cluster.address or "").startswith("ray://"):
-        raise one_machine(f"the cluster at {cluster.address} is elsewhere")
-    device = choose_cluster_device(config, cluster)
+    device = check_cluster(config.device, settings, cluster)
     plan = prepare(config, find_home(settings), progress, device)
     home = make_home(settings)
     try:
@@ -71,22 +69,27 @@ def index(
         home.close()
 
 
-def choose_cluster_device(config: IndexConfig, cluster: Cluster) -> torch.device:
+def check_cluster(device: str, settings: Settings, cluster: Cluster) -> torch.device:
     """The kind of device that the workers have, which need not be here.
 
+    Args:
+        device: as it is asked for.
+
     Raises:
-        InputError: a device is asked for by number, or a CPU together with GPUs.
+        InputError: a device is asked for by number, or a CPU together with GPUs, or a home on SQLite from outside the cluster.
     """
+    if settings.database_file is not None and (cluster.address or "").startswith("ray://"):
+        raise one_machine(f"the cluster at {cluster.address} is elsewhere")
     if cluster.gpus_per_worker:
-        if config.device not in ("auto", "cuda"):
+        if device not in ("auto", "cuda"):
             raise InputError(
-                f"--device {config.device} with --gpus-per-worker: Ray gives each worker its GPU; leave --device out"
+                f"--device {device} with --gpus-per-worker: Ray gives each worker its GPU; leave --device out"
             )
         return torch.device("cuda")
-    device = choose_device("cpu" if cluster.gpus_per_worker == 0 and config.device == "auto" else config.device)
-    if device.index is not None:
-        raise InputError(f"--device {config.device}: Ray gives each worker its GPU; say --gpus-per-worker 1 instead")
-    return device
+    chosen = choose_device("cpu" if cluster.gpus_per_worker == 0 and device == "auto" else device)
+    if chosen.index is not None:
+        raise InputError(f"--device {device}: Ray gives each worker its GPU; say --gpus-per-worker 1 instead")
+    return chosen
 
 
 def register_groups(home: Home, plan: Plan, layers: int | None) -> tuple[list[Group], list[Run]]:

@@ -10,7 +10,8 @@ ScopebaseError
 │   ├── Forbidden         the key may not do this                 exit 2, HTTP 403
 │   ├── TooLarge          more was sent than is taken             exit 2, HTTP 413
 │   ├── HomeError         a home that cannot be opened            exit 2, HTTP 503
-│   └── NoModel           a question that needs a loaded model    exit 2, HTTP 503
+│   ├── NoModel           a question that needs a loaded model    exit 2, HTTP 503
+│   └── NoCluster         no Ray cluster answers                  exit 2, HTTP 503
 └── WorkFailed            the work began and could not go on      exit 1, HTTP 503
     ├── TooSlow           it took longer than a request may       exit 1, HTTP 503
     ├── TooMany           more requests than are taken            exit 1, HTTP 429
@@ -93,6 +94,12 @@ class HomeError(InputError):
 
 class NoModel(InputError):
     """Texts cannot be read, or features not explained, because the service has no model for it."""
+
+    http_status = 503
+
+
+class NoCluster(InputError):
+    """Nothing answers where a Ray cluster should be. No fault of the work itself, which another worker may do."""
 
     http_status = 503
 

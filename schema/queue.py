@@ -144,8 +144,12 @@ class Queue:
             else:
                 end(session, held, "failed", held.error)
 
-    def give_back(self, job: Job) -> None:
+    def give_back(self, job: Job, why: str | None = None, pause: float = 0.0) -> None:
         """Stops where the work stands: ended where that was asked for, else for the next worker. It counts as no attempt.
+
+        Args:
+            why: unless it is because this worker ends.
+            pause: seconds until somebody may take it again.
 
         Raises:
             LeaseLost: as `beat`.
@@ -156,7 +160,7 @@ class Queue:
                 end(session, held, "cancelled", f"cancelled by {held.cancelled_by}")
             else:
                 held.attempts -= 1
-                enqueue(session, held, f"given back by {self.owner}, which ends")
+                enqueue(session, held, f"given back by {self.owner}{': ' + why if why else ', which ends'}", pause)
 
     def _held(self, session: Session, job: Job) -> Job:
         """The job as it is now, if this worker still holds it."""

@@ -35,44 +35,16 @@ def index(
     max_tokens: o.MaxTokens = 512,
     mask: o.Mask = "special,first",
     batch_tokens: o.BatchTokens = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     logits: o.Logits = "auto",
     model_name: o.ModelName = None,
-    engine: Annotated[
-        str, typer.Option("--engine", help="What runs the workers: local, or ray for a cluster.")
-    ] = "local",
-    workers: Annotated[
-        str,
-        typer.Option(
-            "--workers",
-            help="Processes that share the work; each holds the model and its SAEs. auto is one, or on Ray as many as there is room for.",
-        ),
-    ] = "auto",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            help="Ray cluster: auto, host:port or ray://host:port. Without it Ray is started on this machine.",
-            show_default=False,
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float | None,
-        typer.Option("--gpus-per-worker", help="On Ray. [default: 1 where this machine has one]", show_default=False),
-    ] = None,
-    cpus_per_worker: Annotated[
-        int | None,
-        typer.Option("--cpus-per-worker", help="On Ray. [default: a machine's share]", show_default=False),
-    ] = None,
-    layers_per_worker: Annotated[
-        int | None,
-        typer.Option(
-            "--layers-per-worker",
-            help="On Ray: SAEs of so many layers are held at once; each group becomes a run of its own. [default: all]",
-            show_default=False,
-        ),
-    ] = None,
+    engine: o.Engine = "local",
+    workers: o.Workers = "auto",
+    address: o.Address = None,
+    gpus_per_worker: o.GpusPerWorker = None,
+    cpus_per_worker: o.CpusPerWorker = None,
+    layers_per_worker: o.LayersPerWorker = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell tokens, bytes and time, and write nothing.")] = False,
     home: Home = None,
     json: Json = False,

@@ -65,3 +65,36 @@ ModelName = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--model-name", help="The model's name in ids; made from --model unless given.", show_default=False),
 ]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+Engine = Annotated[str, typer.Option("--engine", help="What runs the workers: local, or ray for a cluster.")]
+Workers = Annotated[
+    str,
+    typer.Option(
+        "--workers",
+        help="Processes that share the work; each holds the model and its SAEs. auto is one, or on Ray as many as there is room for.",
+    ),
+]
+Address = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--address",
+        help="Ray cluster: auto, host:port or ray://host:port. Without it Ray is started on this machine.",
+        show_default=False,
+    ),
+]
+GpusPerWorker = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--gpus-per-worker", help="On Ray. [default: 1 where this machine has one]", show_default=False),
+]
+CpusPerWorker = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--cpus-per-worker", help="On Ray. [default: a machine's share]", show_default=False),
+]
+LayersPerWorker = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--layers-per-worker",
+        help="On Ray: SAEs of so many layers are held at once; each group becomes a run of its own. [default: all]",
+        show_default=False,
+    ),
+]

@@ -13,13 +13,14 @@ import typer
 from schema import tracing
 from schema.errors import InputError
 from scopebase import __version__
+from scopebase.cli import index_options as o
 from scopebase.cli.console import shown
 from scopebase.cli.logs import LogFormat, log_to_standard_error
 from scopebase.cli.options import Home, settings
-from scopebase.cli.workers import check_engine, helpers
+from scopebase.cli.workers import check_engine, helpers, parse_workers
 
 if TYPE_CHECKING:
-    from indexer.config import IndexConfig
+    from indexer.config import Cluster, IndexConfig
     from indexer.progress import Progress
     from schema.records import RunReport
     from schema.settings import Settings
@@ -39,9 +40,13 @@ def work(
         ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="End when nothing waits any more, as for cron.")] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    engine: Annotated[str, typer.Option("--engine", help="What runs each job: local.")] = "local",
-    workers: Annotated[int, typer.Option("--workers", help="Processes that share each job.")] = 1,
+    device: o.Device = "auto",
+    engine: o.Engine = "local",
+    workers: o.Workers = "auto",
+    address: o.Address = None,
+    gpus_per_worker: o.GpusPerWorker = None,
+    cpus_per_worker: o.CpusPerWorker = None,
+    layers_per_worker: o.LayersPerWorker = None,
     lease: Annotated[
         float,
         typer.Option("--lease", min=2, max=3600, help="Seconds of silence after which another worker takes over."),
@@ -55,13 +60,13 @@ def work(
 ) -> None:
     """Take jobs from the queue and do them, until told to end.
 
-    Start it on as many machines as there are; each job is done by one. Ctrl-C or SIGTERM finishes the piece of work at hand and gives
-    the job back to the queue; twice ends at once. A killed worker's job goes on with the next one.
+    Start it on as many machines as there are; each job is done by one, or with --engine ray by a cluster. Ctrl-C or SIGTERM finishes the
+    piece of work at hand and gives the job back to the queue; twice ends at once. A killed worker's job goes on with the next one.
     """
     try:
         import indexer.run  # noqa: F401 - now, so that the first job does not wait for it
         from indexer.config import Cluster
-        from indexer.jobs import work_off
+        from indexer.jobs import index_config, work_off
     except ImportError as error:
         raise InputError(
             f"indexing needs torch and transformers ({error.name} is missing); pip install 'scopebase[index]'"
@@ -69,33 +74,34 @@ def work(
     from schema.home import make_home
     from schema.queue import Queue
 
-    check_engine(engine, Cluster(workers=workers))
+    cluster = Cluster(address, parse_workers(workers), cpus_per_worker, gpus_per_worker, layers_per_worker)
+    check_engine(engine, cluster)
+    where = settings(home)
     if engine == "ray":
-        raise InputError(
-            "--engine ray: jobs are done by local workers, one on each machine; 'scopebase index --engine ray' uses a cluster"
-        )
+        from indexer.spread import check_cluster
+
+        check_cluster(device, where, cluster)  # now, so that no job fails for it
     log_to_standard_error(log_format)
     tracing.start("work", __version__)
     root = _root(data_root)
-    where = settings(home)
     queue = Queue(make_home(where).database, lease_seconds=lease)
 
     def do(job: Job, progress: Progress) -> list[RunReport]:
-        return _index(job, progress, root, device, workers, where)
+        return _index(index_config(job, root, device), progress, engine, cluster, where)
 
     _say(f"worker {queue.owner} waits for jobs" + (f" over {root}" if root else " that name the hub alone"))
     taken = work_off(queue, do, _ending(), _say, once=once, keep_days=keep_days)
     _say(f"worker {queue.owner} ends; it took {taken} job{'' if taken == 1 else 's'}")
 
 
-def _index(
-    job: Job, progress: Progress, root: Path | None, device: str, workers: int, where: Settings
-) -> list[RunReport]:
-    from indexer.jobs import index_config
+def _index(config: IndexConfig, progress: Progress, engine: str, cluster: Cluster, where: Settings) -> list[RunReport]:
+    if engine == "ray":
+        from indexer.apart import index_apart
+
+        return index_apart(config, where, cluster, progress)
     from indexer.run import index
 
-    config = index_config(job, root, device)
-    with helpers(workers - 1, ["--home", str(where.home), *_words(config)]):
+    with helpers((cluster.workers or 1) - 1, ["--home", str(where.home), *_words(config)]):
         return index(config, where, progress)
 
 

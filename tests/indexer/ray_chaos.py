@@ -15,6 +15,7 @@ after which the same command is given again, unless it went on by itself.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -25,11 +26,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
 
 import scopebase  # noqa: F401
 from schema.layout import FEATURE_BITS, SAMPLE_BITS
@@ -43,25 +44,36 @@ PATIENCE = 300.0
 Named = dict[str, dict[tuple[Any, ...], dict[str, Any]]]
 
 
+def ask(settings: Settings, query: str) -> list[tuple[Any, ...]]:
+    """Rows of a home's database, of either kind. It is only looked at: one that is not there is not made."""
+    file = settings.database_file
+    if file is not None:
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as sql:
+            return sql.execute(query).fetchall()
+    with psycopg.connect(settings.database_url.replace("+psycopg", "")) as server:
+        return server.execute(query.encode()).fetchall()
+
+
 def named_contents(settings: Settings) -> Named:
-    """Every row of the tables that answers are made of, by what it is of instead of by ids, which another order of work gives otherwise."""
-    database = settings.database_file
-    assert database is not None
-    with closing(sqlite3.connect(database)) as sql:
-        datasets = dict(sql.execute("SELECT id, name FROM datasets"))
-        saes = dict(sql.execute("SELECT id, name FROM saes"))
-        of_pair = "SELECT p.id, r.dataset_id, p.sae_id FROM run_saes p JOIN runs r ON r.id = p.run_id"
-        pairs = {pair: (datasets[dataset], saes[sae]) for pair, dataset, sae in sql.execute(of_pair)}
-        segments = {
-            id_: (*pairs[pair], first, stop)
-            for id_, pair, first, stop in sql.execute("SELECT id, run_sae_id, first, stop FROM segments")
-        }
+    """Every row of the tables that answers are made of, by what it is of instead of by ids, which another order of work gives otherwise.
+
+    Runs that hold one dataset through several groups of layers have each stored its tokens; they must be the same.
+    """
+    datasets = dict(ask(settings, "SELECT id, name FROM datasets"))
+    saes = dict(ask(settings, "SELECT id, name FROM saes"))
+    of_pair = "SELECT p.id, r.dataset_id, p.sae_id FROM run_saes p JOIN runs r ON r.id = p.run_id"
+    pairs = {pair: (datasets[dataset], saes[sae]) for pair, dataset, sae in ask(settings, of_pair)}
+    segments = {
+        id_: (*pairs[pair], first, stop)
+        for id_, pair, first, stop in ask(settings, "SELECT id, run_sae_id, first, stop FROM segments")
+    }
     owners: dict[str, tuple[int, dict[int, Any]]] = {
         "samples": (SAMPLE_BITS, datasets),
         "forward": (SAMPLE_BITS, pairs),
         "profiles": (SAMPLE_BITS, pairs),
         "postings": (FEATURE_BITS, segments),
-        "directions_32": (FEATURE_BITS, saes),
+        **{f"directions_{width}": (FEATURE_BITS, saes) for (width,) in ask(settings, "SELECT d_model FROM models")},
+        "tokens": (SAMPLE_BITS, {run: datasets[of] for run, of in ask(settings, "SELECT id, dataset_id FROM runs")}),
     }
     store = Store(settings.store_url)
     found: Named = {}
@@ -71,16 +83,15 @@ def named_contents(settings: Settings) -> Named:
         for row in rows:
             key = row.pop("key")
             name = (owner[key >> bits], key & ((1 << bits) - 1))
-            assert name not in found[table], f"{table}: {name} comes twice"
-            found[table][name] = row
+            known = found[table].setdefault(name, row)
+            assert known is row or (table == "tokens" and known == row), f"{table}: {name} comes twice"
     return found
 
 
 def leases(settings: Settings) -> tuple[int, int]:
     """(shards, how often one was leased)."""
-    assert settings.database_file is not None
-    with closing(sqlite3.connect(settings.database_file)) as sql:
-        return tuple(sql.execute("SELECT count(*), sum(token) FROM shards").fetchone())
+    ((shards, leased),) = ask(settings, "SELECT count(*), sum(token) FROM shards")
+    return shards, int(leased)
 
 
 def make_case(folder: Path) -> list[str]:
@@ -96,6 +107,8 @@ def make_case(folder: Path) -> list[str]:
 def start(settings: Settings, options: Sequence[str], *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "scopebase", "--home", str(settings.home), "index", *options, *more]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if settings.database_file is None:
+        environ |= {"SCOPEBASE_DATABASE_URL": settings.database_url, "SCOPEBASE_STORE_URL": settings.store_url}
     return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -108,15 +121,13 @@ def finish(process: subprocess.Popen[str], *, well: bool = True) -> str:
 
 def progress(settings: Settings) -> tuple[int, list[int]]:
     """(shards to encode or to seal that are committed, the processes that hold one)."""
-    assert settings.database_file is not None
+    ours = "FROM shards WHERE kind IN ('encode', 'seal') AND state"
     try:
-        with closing(sqlite3.connect(f"{settings.database_file.as_uri()}?mode=ro", uri=True)) as sql:
-            ours = "FROM shards WHERE kind IN ('encode', 'seal') AND state"
-            done = sql.execute(f"SELECT count(*) {ours} = 'committed'").fetchone()[0]
-            held = [owner for (owner,) in sql.execute(f"SELECT owner {ours} = 'leased'")]
-    except sqlite3.OperationalError:  # not there yet
+        ((done,),) = ask(settings, f"SELECT count(*) {ours} = 'committed'")
+        held = ask(settings, f"SELECT owner {ours} = 'leased'")
+    except (sqlite3.OperationalError, psycopg.Error):  # not there yet
         return 0, []
-    return done, [int(owner.rsplit(":", 2)[1]) for owner in held]
+    return done, [int(owner.rsplit(":", 2)[1]) for (owner,) in held]
 
 
 def await_committed(settings: Settings, n: int, process: subprocess.Popen[str]) -> list[int]:

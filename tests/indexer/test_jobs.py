@@ -20,7 +20,7 @@ from indexer.places import dataset_source, repository
 from indexer.progress import Progress
 from indexer.run import index
 from schema.database import Database
-from schema.errors import InputError, WorkFailed
+from schema.errors import InputError, NoCluster, WorkFailed
 from schema.home import make_home
 from schema.places import check_place
 from schema.queue import Queue
@@ -205,6 +205,36 @@ def test_what_a_retry_cannot_mend_fails_at_once(
     assert after.state == state
     assert (after.error or "").startswith(told)
     assert "secret" not in (after.error or "")
+
+
+def test_a_cluster_that_does_not_answer_costs_the_job_no_attempt(
+    database: Database, body: IndexJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working, "CLUSTER_SECONDS", 0.01)
+    monkeypatch.setattr(working, "POLL_SECONDS", 0.01)
+    job, ending, said = submit_job(database, body, "ann"), threading.Event(), list[str]()
+    tries: list[int] = []
+
+    def away(row: Job, _progress: Progress) -> list[RunReport]:
+        tries.append(row.attempts)
+        if len(tries) < 5:
+            raise NoCluster("no Ray cluster answers")
+        ending.set()
+        return []
+
+    assert work_off(Queue(database), away, ending, said.append, once=False, keep_days=90) == 5
+    assert tries == [1] * 5
+    assert said[1] == "no Ray cluster answers (asked again in 0 s)"
+    assert show_job(database, job.id).state == "finished"
+    texts = [event.text or "" for event in job_events(database, job.id)[0]]
+    assert sum(text.endswith(": no Ray cluster answers") for text in texts) == 4
+
+    def never(_row: Job, _progress: Progress) -> list[RunReport]:
+        raise NoCluster("no Ray cluster answers")
+
+    submit_job(database, body, "ann")
+    with pytest.raises(NoCluster):  # whoever comes once does not wait
+        run_once(database, never)
 
 
 def test_an_interruption_gives_the_job_back_before_it_goes_on(database: Database, body: IndexJob) -> None:

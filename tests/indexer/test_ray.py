@@ -23,9 +23,10 @@ from typing import Any
 import pytest
 
 from indexer.config import Cluster, IndexConfig
+from indexer.lifeline import Line
 from indexer.machines import Machine, pin, share
 from indexer.run import index as index_locally
-from schema.errors import InputError, WorkFailed
+from schema.errors import InputError, NoCluster, WorkFailed
 from schema.home import find_home, make_home
 from schema.settings import Settings
 from schema.store import Store
@@ -177,11 +178,12 @@ def crew(monkeypatch: pytest.MonkeyPatch, machines: list[Machine], **asked: Any)
     """A crew whose cluster and actors are made up."""
     monkeypatch.setattr(on_ray, "machines", lambda: machines)
     monkeypatch.setattr(on_ray.ray, "kill", lambda _handle: None)
-    home = SimpleNamespace(ledger=SimpleNamespace(free=lambda _owner: 1, held=lambda _owners: {}))
+    ledger = SimpleNamespace(free=lambda _owner: 1, held=lambda _owners: {})
+    home = SimpleNamespace(ledger=ledger, settings=None)
     made = Crew(Cluster(**asked), home, asked.get("gpus_per_worker") or 0.0, Told())  # type: ignore[arg-type]
     handle = SimpleNamespace(hello=SimpleNamespace(remote=lambda _order: object()))
     made.actor = SimpleNamespace(options=lambda **_options: SimpleNamespace(remote=lambda: handle))
-    made.order, made.servers = b"", []
+    made.order, made.lifeline = b"", Line()
     return made
 
 
@@ -293,6 +295,14 @@ def test_no_cluster_and_no_ray_are_told_in_a_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setattr(on_ray.ray, "init", away)
     with pytest.raises(InputError, match="no Ray cluster answers at --address auto: Could not find .*instance.; start"):
         on_ray.connect(Cluster("auto"), Silent())
+    monkeypatch.setattr(on_ray.ray, "init", lambda **_options: pytest.fail("Ray would try for two minutes"))
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        place = f"127.0.0.1:{gone.getsockname()[1]}"
+    for address in (place, f"ray://{place}"):
+        with pytest.raises(
+            NoCluster, match=f"no Ray cluster answers at --address {address}: nothing takes a connection"
+        ):
+            on_ray.connect(Cluster(address), Silent())
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "indexer.on_ray")
     with pytest.raises(InputError, match="pip install 'scopebase\\[ray\\]'"):

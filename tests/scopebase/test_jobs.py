@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,13 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from api.app import create_app
+from api.services.jobs.book import Asker, cancel_job, job_events, retry_job, show_job, submit_job
 from indexer.config import IndexConfig
 from indexer.jobs import Do, index_config, work_off
 from indexer.run import index as run_index
@@ -23,9 +27,11 @@ from schema.errors import NotFound, WorkFailed
 from schema.home import make_home
 from schema.queue import Queue
 from schema.settings import Settings
-from schema.wire.jobs import JobEvent
+from schema.wire.jobs import IndexJob, JobEvent
 from scopebase import Client
+from tests.indexer.ray_chaos import await_committed, leases, named_contents, progress
 from tests.indexer.test_run import everything
+from tests.lengths import LONG
 from tests.scopebase.test_cli import Call, call  # noqa: F401 - a fixture
 from tests.scopebase.test_client import serving
 
@@ -178,3 +184,127 @@ def test_the_command_line_asks_a_home_and_a_service_alike(
     assert call("work", "--data-root", root / "nowhere", "--home", settings.home).status == 2
     call("jobs", "cancel", 1, "--home", settings.home)
     assert "is forgotten" in call("jobs", "remove", 1, "--home", settings.home).out
+
+
+class OnRay:
+    """A `scopebase work --engine ray` in a process of its own."""
+
+    def __init__(self, settings: Settings, root: Path, *more: str) -> None:
+        words = ["--home", str(settings.home), "work", "--data-root", str(root), "--engine", "ray", "--workers", "2"]
+        command = [sys.executable, "-m", "scopebase", *words, *more]
+        self.settings = settings
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def await_holders(self, n: int) -> list[int]:
+        """The processes that hold a shard, once n are committed."""
+        held = await_committed(self.settings, n, self.process)
+        assert held, self.end()
+        return held
+
+    def await_state(self, job: int, state: str) -> None:
+        home = make_home(self.settings)
+        until = time.monotonic() + 120
+        while show_job(home.database, job).state != state:
+            assert self.process.poll() is None, self.end()
+            assert time.monotonic() < until, show_job(home.database, job)
+            time.sleep(0.05)
+        home.close()
+
+    def of_ray(self, name: str = "") -> list[psutil.Process]:
+        """Of the processes below it, those of Ray whose name begins so."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return [each for each in below if each.name().startswith((name,) if name else ("ray", "gcs_server"))]
+
+    def end(self) -> str:
+        """What it said."""
+        return self.process.communicate(timeout=120)[1]
+
+
+@pytest.fixture
+def on_ray(settings: Settings, root: Path) -> Iterator[Callable[..., OnRay]]:
+    made: list[OnRay] = []
+
+    def begin(*more: str) -> OnRay:
+        made.append(OnRay(settings, root, *more))
+        return made[-1]
+
+    yield begin
+    for each in made:
+        each.process.kill()
+
+
+@pytest.fixture
+def job_on_ray(settings: Settings) -> int:
+    body = {"kind": "index", "model": "tiny-qwen3", "sae": "saes", "set": "tiny", "layers": "1,2", "batch_tokens": 48}
+    datasets = [{"name": name, "source": f"data/{name}.jsonl"} for name in ("problems", "songs", "tales")]
+    home = make_home(settings)
+    job = submit_job(home.database, IndexJob.model_validate({**body, "datasets": datasets, "logits": "no"}), "ann")
+    home.close()
+    return job.id
+
+
+def same_as_at_once(settings: Settings, root: Path, folder: Path) -> None:
+    """What is there is what one undisturbed command leaves."""
+    plain = Settings.read(folder / "plain", {})
+    datasets = tuple((name, str(root / "data" / f"{name}.jsonl")) for name in ("problems", "songs", "tales"))
+    model, saes = str(root / "tiny-qwen3"), str(root / "saes")
+    run_index(IndexConfig(model, saes, datasets, "1,2", "tiny", batch_tokens=48, logits="no"), plain)
+    assert named_contents(settings) == named_contents(plain)
+
+
+needs_ray = pytest.mark.skipif(
+    not LONG or importlib.util.find_spec("ray") is None,
+    reason="make torture starts Ray for jobs; it may not be installed",
+)
+
+
+@needs_ray
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_on_ray_loses_a_worker_then_the_process_that_took_it(
+    settings: Settings, root: Path, tmp_path: Path, on_ray: Callable[..., OnRay], job_on_ray: int
+) -> None:
+    first = on_ray("--once")
+    (holder, *_) = first.await_holders(2)
+    os.kill(holder, signal.SIGKILL)
+    first.await_holders(5)
+    ray_of_first = first.of_ray()
+    first.process.kill()
+    said = first.end()
+    assert f"(pid {holder}) is lost" in said
+    assert psutil.wait_procs(ray_of_first, 60)[1] == []  # nothing of its Ray goes on
+    second = on_ray("--once")
+    assert "finished" in second.end()
+    home = make_home(settings)
+    done, events = show_job(home.database, job_on_ray), job_events(home.database, job_on_ray)[0]
+    home.close()
+    assert (done.state, done.attempts) == ("finished", 2)
+    assert any("fell silent; attempt 2 of 3" in (event.text or "") for event in events)
+    shards, leased = leases(settings)
+    assert leased - shards <= 3  # one of the killed worker, two of the killed process
+    same_as_at_once(settings, root, tmp_path)
+
+
+@needs_ray
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_on_ray_is_cancelled_tried_again_and_outlives_its_ray(
+    settings: Settings, root: Path, tmp_path: Path, on_ray: Callable[..., OnRay], job_on_ray: int
+) -> None:
+    worker, database = on_ray(), make_home(settings).database
+    worker.await_holders(2)
+    cancel_job(database, job_on_ray, Asker("root"))
+    worker.await_state(job_on_ray, "cancelled")
+    assert progress(settings)[1] == []
+    assert psutil.wait_procs(worker.of_ray(), 30)[1] == []
+    retry_job(database, job_on_ray, Asker("root"))
+    worker.await_holders(progress(settings)[0] + 2)
+    (head,) = worker.of_ray("gcs_server")
+    head.kill()
+    worker.await_state(job_on_ray, "queued")
+    worker.await_state(job_on_ray, "finished")
+    worker.process.terminate()
+    said = worker.end()
+    assert worker.process.returncode == 0
+    assert "Ray on this machine died" in said
+    assert "Traceback" not in said
+    assert show_job(database, job_on_ray).progress is not None
+    same_as_at_once(settings, root, tmp_path)

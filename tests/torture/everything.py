@@ -20,11 +20,14 @@ LONG = (
     "tests/indexer/test_full_disk.py",
     "tests/indexer/test_machine.py",
     "tests/indexer/test_postgres.py",
+    "tests/indexer/test_ray_nodes.py",
+    "tests/packs/test_real_ray.py",
     "tests/schema/test_jobs.py",
     "tests/api/test_schemathesis.py",
     "tests/scopebase/test_cli.py",
     "tests/scopebase/test_ending.py",
     "tests/torture/test_faults.py",
+    "tests/scopebase/test_jobs.py",
 )
 """Tests that try more with HYPOTHESIS_PROFILE=torture (see `tests/lengths.py`)."""
 MUTATIONS = 12_000

@@ -15,7 +15,6 @@ BasedOn = Annotated[
     Field(
         ge=0,
         le=1 << 31,
-        examples=[1],
         description="The newest version that you know, 0 where there is none: if there is another one by now, nothing is stored "
         "(409). Left out, what is sent becomes the next version whoever was quicker; the others stay",
     ),

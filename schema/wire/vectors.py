@@ -223,7 +223,7 @@ class ImportVector(Wire):
     name: VectorName | None = Field(
         default=None, description="What the file says unless given; a new version where it exists"
     )
-    based_on: BasedOn = None
+    based_on: BasedOn = Field(default=None, examples=[1])
     model: str | None = Field(
         default=None,
         max_length=128,

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 LONG = (
     "tests/api/labels/test_machine.py",
     "tests/api/rules/test_machine.py",
+    "tests/api/sweeps/test_sweeps.py",
     "tests/indexer/test_caches.py",
     "tests/indexer/test_full_disk.py",
     "tests/indexer/test_machine.py",

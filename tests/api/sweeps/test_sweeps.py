@@ -36,6 +36,7 @@ from schema.steer import Sweep, SweepPoint
 from schema.wire.contrast import ProposeRequest
 from schema.wire.sweeps import SweepAnswer, SweepRequest
 from tests.api.sweeps.plain_generator import PlainGenerator
+from tests.lengths import LONG
 from tests.making import SONGS
 
 SAE = "tiny-qwen3/2-tiny"
@@ -227,6 +228,7 @@ work(books, generator, "first", threading.Event(), tell)
 """
 
 
+@pytest.mark.skipif(not LONG, reason="make torture kills it; the suite interrupts it")
 def test_a_killed_sweep_goes_on(
     books: Library, model_dir: Path, whole: tuple[Library, PlainGenerator, SweepAnswer]
 ) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy import Connection, Integer, MetaData, Table, func, inspect, sele
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from schema.database import Database, check_revision, current_revision, known_revision, upgrade
-from schema.durable import fsync_files
+from schema.durable import fsync_files, is_cut
 from schema.errors import HomeError, InputError, WorkFailed
 from schema.home import Home, check_writable, find_home
 from schema.publish import FAULTS, overtaken, storage_faults
@@ -111,7 +111,7 @@ def restore(folder: Path, settings: Settings, tell: Tell = lambda _what: None) -
     made = read_backup(folder)
     tell("checking the backup")
     for path, sha256 in made.files.items():
-        if not (folder / path).is_file() or _sha256(folder / path) != sha256:
+        if not (folder / path).is_file() or _sha256(folder / path) != sha256 or is_cut(folder / path):
             raise InputError(f"{folder / path} is damaged or gone; take another backup")
     n_rows = _counted(folder / DATABASE)
     if n_rows != made.rows:

@@ -44,16 +44,27 @@ def check_whole(paths: Iterable[Path]) -> None:
 
 
 def is_cut(path: Path) -> bool:
-    """Whether the end of one of Lance's files is missing, or all of it."""
+    """Whether the end of one of Lance's files is missing, or all of it. Of other files nothing is known."""
     try:
         with open(path, "rb") as file:
-            return _lacks_end(file.fileno())
+            return path.suffix in _ENDING and _lacks_end(file.fileno())
     except FileNotFoundError:
         return True
 
 
 def disk_is_full(error: BaseException) -> bool:
     return any(words in str(error) for words in _FULL)
+
+
+@contextmanager
+def without_panic(what: str) -> Iterator[None]:
+    """Lance's panics at a manifest that makes no sense, which are no Exceptions, as OSError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise OSError(f"Lance cannot read {what}: {error}") from error
 
 
 @contextmanager

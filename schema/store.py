@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from schema import deadline
 from schema.bucket import Bucket, in_words, storage_options
-from schema.durable import in_words_of_a_disk
+from schema.durable import in_words_of_a_disk, without_panic
 from schema.errors import HomeError
 from schema.layout import FORMAT, TABLES, fence_row, schema_of
 from schema.scanning import lasting
@@ -148,7 +148,8 @@ class Store:
     def open(self, name: str) -> Any:
         """A handle of its own with caches for many questions."""
         if self.local:
-            return lance.dataset(self.uri(name))
+            with without_panic(self.uri(name)):
+                return lance.dataset(self.uri(name))
         with self.faults():
             return lance.dataset(
                 self.uri(name), storage_options=self.options, session=self._session, block_size=REMOTE_BLOCK

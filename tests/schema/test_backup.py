@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -166,6 +167,21 @@ def test_a_restore_that_died_is_begun_again(home: Home, tmp_path: Path, monkeypa
     restore(tmp_path / "backup", other)
     assert everything(other) == everything(home.settings)
     assert verify(open_home(other)).findings == []
+
+
+def test_a_file_that_was_cut_off_before_it_was_backed_up_is_said(home: Home, tmp_path: Path) -> None:
+    """Its hash is right: a full disk had cut it off in the store."""
+    back_up(home, tmp_path / "backup")
+    file = next((tmp_path / "backup" / "store" / "forward.lance" / "_versions").glob("*.manifest"))
+    file.write_bytes(file.read_bytes()[:-7])
+    listed = tmp_path / "backup" / "backup.json"
+    told = json.loads(listed.read_text())
+    told["files"][str(file.relative_to(tmp_path / "backup"))] = hashlib.sha256(file.read_bytes()).hexdigest()
+    listed.write_text(json.dumps(told))
+    fresh = Settings.read(tmp_path / "fresh", {})
+    with pytest.raises(InputError, match=r"manifest is damaged or gone; take another backup"):
+        restore(tmp_path / "backup", fresh)
+    assert not fresh.home.exists()
 
 
 def test_damage_and_places_that_are_taken_are_said(home: Home, tmp_path: Path) -> None:

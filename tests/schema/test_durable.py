@@ -15,7 +15,7 @@ import pytest
 from schema import publish as publishing
 from schema import upkeep
 from schema.durable import fsync_files, is_cut
-from schema.errors import WorkFailed
+from schema.errors import HomeError, WorkFailed
 from schema.publish import publish, write
 from schema.store import Store
 from schema.upkeep import maintain, merge
@@ -161,3 +161,17 @@ def test_files_that_are_not_of_lance_are_only_forced(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         fsync_files([tmp_path / "gone.lance"])
     fsync_files([tmp_path / "gone.lance"], missing_ok=True)
+
+
+def test_a_manifest_that_makes_lance_panic_is_one_sentence(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As of Rust; it is no Exception."""
+
+    def panics(*_args: object, **_options: object) -> None:
+        raise PanicException("range end index 4286578692 out of range for slice of length 662")
+
+    monkeypatch.setattr("schema.store.lance.dataset", panics)
+    with pytest.raises(
+        HomeError, match=r"cannot be opened \(Lance cannot read .*out of range.*; restore it from a backup"
+    ):
+        Store(store.url).identity()

@@ -61,8 +61,9 @@ def read_delphi(folder: Path) -> Iterator[Theirs]:
         largest, fires = np.zeros(stop - first, np.float32), np.zeros(stop - first, np.int64)
         for begin in range(0, len(values), PIECE):
             latents = np.asarray(locations[begin : begin + PIECE, 2], np.int64)
-            if latents.max() >= stop - first:
-                raise InputError(f"{path} speaks of latent {first + latents.max():,}, which its name leaves out")
+            if latents.min() < 0 or latents.max() >= stop - first:
+                wrong = int(latents.min() if latents.min() < 0 else latents.max())
+                raise InputError(f"{path} speaks of latent {first + wrong:,}, which its name leaves out")
             np.maximum.at(largest, latents, np.asarray(values[begin : begin + PIECE], np.float32))
             fires += np.bincount(latents, minlength=stop - first)
         n_tokens = arrays["tokens"].size if "tokens" in arrays else 0

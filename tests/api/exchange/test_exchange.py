@@ -233,6 +233,16 @@ def test_a_delphi_cache_holds_every_activation_at_its_token(
     assert answer.n_same_max == answer.n_compared == report.n_firing
 
 
+@pytest.mark.parametrize("latent", [4, -1, -(1 << 63) + 12])
+def test_a_cache_that_speaks_of_latents_beside_its_name_is_refused(tmp_path: Path, latent: int) -> None:
+    from safetensors.numpy import save_file
+
+    locations = np.array([[0, 0, 1], [0, 1, latent]], np.int64)
+    save_file({"locations": locations, "activations": np.ones(2, np.float32)}, tmp_path / "0_3.safetensors")
+    with pytest.raises(InputError, match=r"speaks of latent -?[\d,]+, which its name leaves out"):
+        list(read_delphi(tmp_path))
+
+
 def test_a_delphi_cache_of_some_features_and_datasets(books: Library, tmp_path: Path) -> None:
     export_delphi(asked(books, tmp_path, datasets=["songs"], features="3,9-200"), Shape(), "tiny")
     found = {theirs.index for theirs in read_delphi(cache_of(tmp_path, None, 2))}

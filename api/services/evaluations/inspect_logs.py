@@ -61,7 +61,7 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str, member: zipfile.Zip
         file.seek(member.header_offset + 26)
         lengths = struct.unpack("<HH", file.read(4))  # of the name and of what else the local header holds
         file.seek(sum(lengths), 1)
-        packed = file.read(member.compress_size)
+        packed = file.read(min(member.compress_size, path.stat().st_size))  # what is asked for is allocated at once
     stream, unpacked = pa.CompressedInputStream(pa.BufferReader(packed), "zstd"), bytearray()
     while piece := stream.read(PIECE):
         unpacked += piece

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,21 @@ def test_inspect_eval_files(tmp_path: Path, method: str) -> None:
                 archive.writestr(name, text)
     found = read_file(path, "match")
     assert (found.evaluated, scores(found)) == ("openai/gpt-x", {"a": 1.0, "b": 0.0})
+
+
+def test_a_member_that_claims_four_gigabytes_takes_no_more_than_the_file(tmp_path: Path) -> None:
+    sample = json.dumps(inspect_sample("a", "C")).encode()
+    path = tmp_path / "log.eval"
+    zstd_zip(path, {"header.json": json.dumps(HEADER).encode(), "samples/a.json": sample})
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<I", raw, raw.rfind(b"PK\x01\x02") + 20, 0xFFFFFFFE)
+    path.write_bytes(bytes(raw))
+    tracemalloc.start()
+    with contextlib.suppress(InputError):
+        read_file(path, "match")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20
 
 
 def test_csv_and_plain_rows(tmp_path: Path) -> None:

@@ -29,7 +29,12 @@ LEFT = 499
 def _streamed(shape: type[Any]) -> dict[int | str, dict[str, Any]]:
     """How a stream is described: each `data:` line is a chunk, the last one `[DONE]`."""
     said = f"One JSON answer; with `stream`, events whose data is a `{shape.__name__}` each, and `[DONE]` at the end"
-    return {200: {"description": said, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    event = {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "description": f"A `{shape.__name__}` as JSON, or `[DONE]`"}},
+    }
+    return {200: {"description": said, "content": {"text/event-stream": {"schema": event}}}}
 
 
 @router.post(

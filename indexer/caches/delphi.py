@@ -194,7 +194,7 @@ class Cache:
         chosen = self.manifest.get("n_features", d_sae)
         if chosen != d_sae:
             raise InputError(
-                f"{self.folder} holds {chosen:,} chosen features of {d_sae:,}: the others would seem never to fire; "
+                f"{self.folder} holds {str(chosen)[:20]} chosen features of {d_sae:,}: the others would seem never to fire; "
                 "export it without --features"
             )
         end = 0

@@ -91,7 +91,7 @@ class SignBody(Wire):
     """Says that a person stands for this version."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
-    version: int | None = Field(None, ge=1, description="The newest unless given")
+    version: int | None = Field(None, ge=1, le=1 << 31, description="The newest unless given")
 
 
 class DriftItem(Wire):
@@ -120,7 +120,7 @@ class EvaluateBody(Wire):
         }
     )
     datasets: list[str] = Field(min_length=1, max_length=200)
-    version: int | None = Field(None, ge=1, description="The newest unless given")
+    version: int | None = Field(None, ge=1, le=1 << 31, description="The newest unless given")
     label_field: str | None = Field(None, max_length=256, description="As in the rule's discovery unless given")
     positive: LabelValue | None = Field(None, description="As in the rule's discovery unless given")
     where: dict[str, Any] = Field(default_factory=dict, description='A slice of each dataset, `{"language": "en"}`')
@@ -176,7 +176,7 @@ class ClassifyBody(Wire):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"texts": ["You are a fool."]}, {"dataset": "toxicity_en", "only": True}]}
     )
-    version: int | None = Field(None, ge=1, description="The newest unless given")
+    version: int | None = Field(None, ge=1, le=1 << 31, description="The newest unless given")
     texts: list[str] | None = Field(None, min_length=1, max_length=256)
     dataset: str | None = Field(None, max_length=80)
     ids: list[str] | None = Field(None, min_length=1, max_length=1000, description="Samples of the dataset")

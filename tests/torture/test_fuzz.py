@@ -98,6 +98,11 @@ def no_utf8(_data: bytes) -> bytes:
     return bytes(sink.getvalue())
 
 
+def odd_features(data: bytes) -> bytes:
+    """A list of what an export holds whose number of features is none."""
+    return json.dumps({**json.loads(data), "n_features": {"a": 1}}).encode()
+
+
 FOUND = [
     (("SAE", "qwen-scope"), "*.pt", in_directory(46, b"\xff\xfe\xfd"), "cut short or damaged"),
     (("SAE", "gemma"), "*.npz", odd_method, "is no numpy archive"),
@@ -116,6 +121,8 @@ FOUND = [
     (("other tools", "neuronpedia"), "*.gz", broken_inside, "cannot be read"),
     (("other tools", "neuronpedia"), "*.gz", lambda d: gzip_bomb(d, random.Random(1)), "longer than 32 MiB"),
     (("other tools", "delphi labels"), "*17.txt", lambda _: DEEP, "cannot be read as JSON"),
+    (("other tools", "delphi labels"), "explanations/*17.txt", lambda _: b'"words of song\\ud800s"', "half of a character"),
+    (("cache", "scopebase, taken in"), "scopebase.json", odd_features, "holds {'a': 1} chosen"),
     (("other tools", "dashboard"), "*.json", lambda _: DEEP, "no batch of SAEDashboard"),
 ]  # fmt: skip
 

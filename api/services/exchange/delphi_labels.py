@@ -12,6 +12,7 @@ from schema.errors import Conflict, InputError
 from schema.wire.packs import PackLabel
 
 LATENT = re.compile(r"(?P<hookpoint>.+)_latent(?P<index>\d{1,9})")
+_HALF = re.compile("[\ud800-\udfff]")
 PREFERRED = "detection"
 """The scorer whose result ranks labels, where there are several; the others are kept in `examples`."""
 
@@ -29,8 +30,8 @@ def read_delphi_labels(folder: Path, hookpoint: str | None, layer: int) -> Itera
     for (hook, index), path in files.items():
         if hook == name:
             text = _loaded(path)
-            if not isinstance(text, str):
-                raise InputError(f"{path} is no explanation of Delphi: it holds no text")
+            if not isinstance(text, str) or _HALF.search(text):
+                raise InputError(f"{path} is no explanation of Delphi: it holds no text, or half of a character")
             if text.strip():
                 yield _label(index, text, _scores(folder, f"{hook}_latent{index}"), explainer, method)
 

@@ -41,6 +41,7 @@ from indexer.remote import Group, Hello, Job, Order, RemoteWorker  # noqa: E402
 from indexer.seats import Ask, Seat, note  # noqa: E402
 from schema.ledger import Tally  # noqa: E402
 from tests.indexer.test_run import config  # noqa: E402
+from tests.lengths import LONG  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,7 @@ class Here:
             self.held.append((seat.number, seat.group))
 
 
+@pytest.mark.skipif(not LONG, reason="make torture does it; a Ray of its own takes seconds to start")
 def test_layers_in_groups_become_runs_with_the_same_rows(
     tmp_path: Path, plan: IndexConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ LONG = (
     "tests/indexer/test_full_disk.py",
     "tests/indexer/test_machine.py",
     "tests/indexer/test_postgres.py",
+    "tests/indexer/test_ray.py",
     "tests/indexer/test_ray_nodes.py",
     "tests/packs/test_real_ray.py",
     "tests/schema/test_jobs.py",

@@ -40,16 +40,16 @@ def check_whole(paths: Iterable[Path]) -> None:
     """Raises OSError (ENOSPC) where one of Lance's files is cut off; for files that are to be named before they are forced."""
     for path in paths:
         if is_cut(path):
-            raise OSError(errno.ENOSPC, "No space left on device, the file was cut off", str(path))
+            raise _cut_off(path)
 
 
 def is_cut(path: Path) -> bool:
-    """Whether the end of one of Lance's files is missing, or all of it. Of other files nothing is known."""
+    """Whether the end of one of Lance's files is missing. Of other files, and those that somebody has just removed, nothing is known."""
     try:
         with open(path, "rb") as file:
             return path.suffix in _ENDING and _lacks_end(file.fileno())
     except FileNotFoundError:
-        return True
+        return False
 
 
 def disk_is_full(error: BaseException) -> bool:
@@ -96,9 +96,13 @@ def _fsync(path: Path, missing_ok: bool) -> None:
     try:
         os.fsync(handle)
         if path.suffix in _ENDING and stat.S_ISREG(os.fstat(handle).st_mode) and _lacks_end(handle):
-            raise OSError(errno.ENOSPC, "No space left on device, the file was cut off", str(path))
+            raise _cut_off(path)
     finally:
         os.close(handle)
+
+
+def _cut_off(path: Path) -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device, the file was cut off", str(path))
 
 
 def _lacks_end(handle: int) -> bool:

@@ -105,9 +105,8 @@ def _sweep(store: Store, table: str) -> None:
     snapshot = store.latest(table)
     files = [row for batch in snapshot.all_files() for row in batch.to_pylist()]
     tracked = {path for batch in snapshot.tracked_files() for path in batch.column("path").to_pylist()}
-    now = max(
-        row["last_modified"] for row in files
-    )  # the store's own time: a bucket's or another machine's clock may differ
+    # The store's own time: the clock of a bucket or of another machine may differ.
+    now = max(row["last_modified"] for row in files)
     untracked = (row for row in files if row["path"].startswith("data/") and row["path"] not in tracked)
     lost = [row["path"] for row in untracked if row["last_modified"] < now - ORPHAN_AGE]
     if store.local:

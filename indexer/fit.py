@@ -5,6 +5,7 @@ An SAE of another model of the same width has the right shapes. Nothing in its f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -67,16 +68,17 @@ def unexplained(sae: Sae, residual: Tensor, device: torch.device) -> float | Non
         residual: (n_tokens, d_model)
 
     Returns:
-        0 for a perfect reconstruction, 1 for one that is no better than the mean; None where nothing varies.
+        0 for a perfect reconstruction, 1 for one that is no better than the mean; None where nothing varies, or is finite.
     """
     x = residual.float()
     length = x.norm(dim=1)
     x = x[length <= EXTREME * length.median()] if len(x) else x
     total = float((x - x.mean(0)).square().sum(dtype=torch.float64)) if len(x) else 0.0
-    if total <= 0:
+    if not 0 < total < math.inf:
         return None
     left = x - reconstruction(sae, x, device)
-    return float(left.square().sum(dtype=torch.float64)) / total
+    fvu = float(left.square().sum(dtype=torch.float64)) / total
+    return fvu if math.isfinite(fvu) else None
 
 
 def reconstruction(sae: Sae, x: Tensor, device: torch.device) -> Tensor:

@@ -94,3 +94,11 @@ def test_an_sae_of_another_model_is_told_from_the_models_own(
     (warned,) = (line for line in said.said if "is it an SAE of another model?" in line)
     assert warned.startswith("tiny-qwen3/2-other does not reconstruct the residuals of tiny-qwen3: it leaves")
     assert f"{found['tiny-qwen3/2-other']:.2f}" in call("--home", home.home, "saes").out
+
+
+def test_what_is_not_finite_is_no_measure() -> None:
+    """JSON has no word for it, and PostgreSQL takes none."""
+    x = torch.randn(20, 32, generator=torch.Generator().manual_seed(3))
+    assert unexplained(sae(), torch.full((20, 32), torch.inf), CPU) is None
+    assert unexplained(sae(), torch.full((20, 32), torch.nan), CPU) is None
+    assert unexplained(sae(b_dec=torch.full((32,), torch.inf)), x, CPU) is None
